@@ -1,0 +1,1 @@
+"""What happens between sites. Read plan, tensors, aggregation, training, agent, flower."""

@@ -1,0 +1,395 @@
+"""Requests and answers of the hub's API, as its clients and its routes both see them.
+
+Every model refuses unknown members. Bytes travel as base64 text, digests as lower-case hex SHA-256, times as
+``YYYY-MM-DDThh:mm:ssZ``. Signed documents travel as the text of their bundle (``storage.signing``).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?$")]
+Role = Literal["operator", "owner", "lab", "firm", "auditor"]
+RunState = Literal["starting", "running", "finished", "stopped", "cancelled"]
+
+
+class Wire(BaseModel):
+    """A message that says exactly its fields and nothing else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- the hub and who is in it ---------------------------------------------------------------------------
+
+
+class HubInfo(Wire):
+    origin: str
+    operator: Name
+    operator_pin: Digest
+    log_key: str
+    version: str
+    fleet: str  # host:port that lab agents reach
+    fleet_ca: str  # PEM
+    log_base: str  # URL of the folder with checkpoint and tile/
+
+
+class InvitationRequest(Wire):
+    institution: Name
+    role: Role
+    valid_hours: int = Field(default=72, ge=1, le=720)
+
+
+class Invitation(Wire):
+    """What an invitation code holds; the code is its canonical JSON in unpadded base64url."""
+
+    endpoint: str
+    origin: str
+    log_key: str
+    operator: Name
+    operator_pin: Digest
+    fleet_ca: str
+    institution: Name
+    role: Role
+    secret: str
+
+
+class EnrolRequest(Wire):
+    institution: Name
+    secret: str
+    roots: list[str] = Field(min_length=1, max_length=64)  # base64 of N.root.json, in order
+    statement: str  # keyring/v1 bundle
+    contact: str = ""
+
+
+class Institution(Wire):
+    name: Name
+    role: Role
+    state: Literal["pending", "approved", "suspended"]
+    pin: Digest
+    ring_version: int
+    joined_at: str
+    status_until: str | None = None
+
+
+class KeyRingUpdate(Wire):
+    root: str
+    statement: str
+
+
+class SiteRequest(Wire):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    public_key: str  # PEM SubjectPublicKeyInfo of the site's Flower node key
+
+
+class Site(Wire):
+    institution: Name
+    name: str
+    key_hint: Digest
+    online: bool
+    last_seen: str | None = None
+
+
+class AccessToken(Wire):
+    access_token: str
+    token_type: Literal["Bearer"] = "Bearer"
+    expires_in: int
+
+
+class WhoAmI(Wire):
+    institution: Name
+    role: Role
+    by: Literal["access", "personal"]
+    scopes: list[str]
+    key_role: Literal["targets", "snapshot"] | None = None
+
+
+class PersonalTokenRequest(Wire):
+    name: str = Field(min_length=1, max_length=64)
+    scopes: list[Literal["read", "write"]] = Field(min_length=1)
+    valid_days: int = Field(default=90, ge=1, le=366)
+
+
+class PersonalToken(Wire):
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    expires_at: str
+    last_used_at: str | None = None
+    token: str | None = None  # only in the answer that creates it
+
+
+# --- signed statements --------------------------------------------------------------------------------------
+
+
+class StatementPost(Wire):
+    bundle: str
+    attachments: dict[str, str] = Field(default_factory=dict)  # file name -> base64, e.g. croissant.json
+
+
+class StatementRecord(Wire):
+    id: Digest
+    index: int
+    kind: str
+    issuer: Name
+    bundle: str
+
+
+class StatementPage(Wire):
+    items: list[StatementRecord]
+    next: str | None = None
+
+
+# --- bytes --------------------------------------------------------------------------------------------------
+
+
+class UploadRequest(Wire):
+    sha256: Digest
+    size: int = Field(ge=0)
+    parts: list[Digest] | None = None  # digests of the 32 MiB parts, exactly when size > 32 MiB
+    plan: Digest | None = None  # an update or an aggregate of this plan's run
+
+
+class UploadOrder(Wire):
+    part: int  # 0: the whole file in one request; else the part's number from 1
+    method: Literal["PUT"]
+    url: str
+    headers: dict[str, str]
+    expires: str
+
+
+class Upload(Wire):
+    id: str
+    state: Literal["open", "checking", "stored"]
+    orders: list[UploadOrder] = Field(default_factory=list)
+    done_parts: list[int] = Field(default_factory=list)
+
+
+class UploadParts(Wire):
+    etags: dict[int, str] = Field(default_factory=dict)  # part number -> ETag that the store answered
+
+
+class WeightsLocation(Wire):
+    sha256: Digest
+    size: int
+    url: str
+    parts: list[Digest] | None = None
+
+
+# --- models, datasets ---------------------------------------------------------------------------------------
+
+
+class VersionPost(Wire):
+    manifest: str  # base64 of manifest.json
+    oms: str  # bundle
+    asset: str  # bundle
+    provenance: str | None = None  # bundle
+    tags: list[str] = Field(default_factory=list)
+
+
+class ModelFile(Wire):
+    name: str
+    sha256: Digest
+    size: int
+    parts: list[Digest] | None = None
+
+
+class ModelVersion(Wire):
+    name: str
+    version: int
+    asset_id: Digest
+    statement: Digest
+    license: str | None = None
+    plan: Digest | None = None
+    released: bool = False
+    tags: list[str]
+    files: list[ModelFile]
+    created_at: str
+
+
+class Model(Wire):
+    name: str
+    owner: Name
+    visibility: Literal["public", "gated", "private"]
+    versions: list[ModelVersion]
+
+
+class Dataset(Wire):
+    name: str
+    owner: Name
+    version: int
+    asset_id: Digest
+    croissant: str  # the Croissant file's text
+    created_at: str
+
+
+class PullRequest(Wire):
+    asset_id: Digest
+    duo: list[str] = Field(default_factory=list)
+
+
+class PullFile(ModelFile):
+    url: str  # on the download origin; answers 307 to a URL that lives 30 s
+
+
+class Pull(Wire):
+    asset_id: Digest
+    name: str
+    version: int
+    grant: Digest | None = None
+    expires_in: int
+    files: list[PullFile]
+
+
+# --- plans and runs -----------------------------------------------------------------------------------------
+
+
+class PlanPost(Wire):
+    bundle: str
+    recipe: str  # base64 of recipe.json
+    config: str  # base64 of config.json
+
+
+class Participant(Wire):
+    institution: Name
+    dataset: Digest
+    consent: Digest | None = None
+    declined: str | None = None
+    site_online: bool = False
+
+
+class Plan(Wire):
+    id: Digest
+    issuer: Name
+    bundle: str
+    recipe: str  # base64
+    config: str  # base64
+    base_asset: Digest
+    rounds: int
+    min_participants: int
+    approvals: int
+    expires: str
+    participants: list[Participant]
+    run: RunState | None = None
+
+
+class Decline(Wire):
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class RunStart(Wire):
+    plan: Digest
+
+
+class Round(Wire):
+    round: int
+    statement: Digest
+    aggregate: Digest
+    size: int
+    seconds: float
+    receipts: list[Digest]
+    sites: dict[str, dict[str, float | int | str]]  # institution -> metrics of this round
+    metrics: dict[str, float | int]  # weighted over the sites
+
+
+class SiteRefusal(Wire):
+    institution: Name
+    round: int
+    code: str
+    statement: Digest
+
+
+class Run(Wire):
+    plan: Digest
+    state: RunState
+    reason: str | None = None  # why it stopped, and what to do next
+    attempt: int
+    rounds_planned: int
+    rounds: list[Round]
+    refusals: list[SiteRefusal]
+    started_at: str
+    ended_at: str | None = None
+    deadline: str | None = None  # of the round in flight
+
+
+class Event(Wire):
+    id: int
+    at: str
+    plan: Digest
+    kind: str  # run.started, round.opened, site.replied, round.closed, site.refused, run.ended, ...
+    data: dict[str, str | int | float | None]
+
+
+# --- the coordinator ----------------------------------------------------------------------------------------
+
+
+class WorkSite(Wire):
+    institution: Name
+    dataset: Digest
+    node_id: str  # Flower node id, a uint64 in decimal
+
+
+class Work(Wire):
+    """All that a coordinator needs to start or go on with a run."""
+
+    plan: Digest
+    attempt: int
+    next_round: int
+    rounds: int
+    min_participants: int
+    config: str  # base64 of config.json
+    input: WeightsLocation
+    sites: list[WorkSite]
+
+
+class OrdersRequest(Wire):
+    attempt: int
+    round: int = Field(ge=1)
+    action: Literal["train", "evaluate", "statistics"]
+    input: Digest
+    deadline: str
+
+
+class Orders(Wire):
+    orders: dict[str, str]  # dataset asset id -> order bundle
+
+
+class RoundReport(Wire):
+    attempt: int
+    round: int = Field(ge=1)
+    input: Digest
+    aggregate: Digest
+    size: int
+    parts: list[Digest] | None = None
+    receipts: list[Digest] = Field(min_length=1)  # in the order folded in
+    seconds: float
+    sites: dict[str, dict[str, float | int | str]]
+    metrics: dict[str, float | int]
+
+
+class EventReport(Wire):
+    attempt: int
+    kind: str
+    data: dict[str, str | int | float | None]
+
+
+class RunEnd(Wire):
+    attempt: int
+    state: Literal["finished", "stopped"]
+    reason: str | None = None
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+class Problem(Wire):
+    """RFC 9457, with the error's stable code and what to do next."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str = ""
+    field: str | None = None

@@ -1,0 +1,1 @@
+"""What stays true without the server. Read verify, statements, signing, encoding, translog."""
