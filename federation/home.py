@@ -1,8 +1,8 @@
 """The folder in which an institution keeps its keys, its pins and its own statements.
 
-Everything an institution trusts starts here: ``trust.json`` pins the rings of those it deals with, and no ring
-is ever accepted because the hub names it. Private keys never leave the folder, and a statement is signed here or
-nowhere. Layout::
+Everything an institution trusts starts here: ``trust.json`` pins the rings of those it deals with, and no
+ring is ever accepted because the hub names it. Private keys never leave the folder, and a statement is signed
+here or nowhere. Layout::
 
     home.json                       who this is, and where its hub is
     keys/{root,targets,snapshot,timestamp}.pem, keys/node.pem     mode 0600
@@ -197,7 +197,7 @@ class Home:
         write_atomically(self.path / "home.json", _pretty(card))
 
     def moved(self, *, endpoint: str, fleet: str) -> "Home":
-        """This home with its hub at another address; the pins are untouched, so only the address is believed."""
+        """This home with its hub at another address; the pins stay, so only the address is believed."""
         home = replace(self, endpoint=endpoint, fleet=fleet)
         if home != self:
             home._write_card()
@@ -225,7 +225,7 @@ class Home:
     def sign(
         self, kind: str, subjects: list[tuple[str, str]], members: dict[str, Any], *, now: int | None = None
     ) -> bytes:
-        """A signed statement of ``kind`` (short name), as the text of its bundle, by the key of the kind's role."""
+        """A signed statement of ``kind`` (short name) as its bundle, by the key of the kind's role."""
         shape = KINDS[kind]
         if shape.own:
             payload = compose(kind, subjects, members, issuer=self.institution, hub=self.hub, now=now)
@@ -265,15 +265,16 @@ class Home:
         """What this home trusts, read afresh from ``trust.json``."""
         from storage.verify import Trust
 
-        return Trust.read(
-            _read(self.trust_path, f"no trust.json in {self.path}", "restore it from your backup")
-        )
+        return Trust.read(self._trust_text())
 
     @property
     def pins(self) -> dict[str, str]:
         """Institution -> sha256 of its ``1.root.json``, as compared by another way than the hub."""
-        raw = _read(self.trust_path, f"no trust.json in {self.path}", "restore it from your backup")
+        raw = self._trust_text()
         return cast(dict[str, str], _trust_members(raw, self.trust_path)["institutions"])
+
+    def _trust_text(self) -> bytes:
+        return _read(self.trust_path, f"no trust.json in {self.path}", "restore it from your backup")
 
     def pin(self, institution: str, digest: str) -> None:
         """Trust ``institution``'s ring from now on, by the digest of its first root.
@@ -285,7 +286,7 @@ class Home:
         check_institution(institution)
         if not is_digest(digest):
             raise Rejected("E_KEYRING_PIN", f"the pin of {institution} must be 64 lower-case hex digits")
-        raw = _read(self.trust_path, f"no trust.json in {self.path}", "restore it from your backup")
+        raw = self._trust_text()
         trust = _trust_members(raw, self.trust_path)
         known = trust["institutions"].get(institution)
         if known == digest:
@@ -346,7 +347,7 @@ class Home:
     # --- the hub --------------------------------------------------------------------------------------------
 
     def client(self, role: str = "targets") -> "HubClient":
-        """A client that proves itself as this institution by the key of ``role``, or by the person's token."""
+        """A client that proves itself by this institution's key of ``role``, or by a person's token."""
         from federation.client import HubClient
 
         if (self.path / "token").exists() and not self.has_keys:
@@ -394,9 +395,9 @@ class Home:
     # --- rotation -------------------------------------------------------------------------------------------
 
     def prepare_rotation(self, role: str) -> tuple[bytes, bytes]:
-        """The next ring with a fresh key for ``role`` and its signed ``keyring`` statement; nothing changes yet.
+        """The next ring with a fresh key for ``role`` and its signed ``keyring`` statement; no change yet.
 
-        The new key waits in ``keys/next/`` until ``finish_rotation``: a hub that does not answer costs nothing.
+        The new key waits in ``keys/next/`` until ``finish_rotation``: a silent hub costs nothing.
         """
         from storage.ringmaker import make_ring
 
@@ -424,7 +425,7 @@ class Home:
         return root, sign(keys["targets"][0], payload)
 
     def finish_rotation(self, role: str) -> int:
-        """Put the waiting key and ring into force here, once the hub has logged them; gives the ring's version.
+        """Put the waiting key and ring into force here once the hub has logged them; the ring's version.
 
         The ring moves first: with the new ring and the old key a signature fails closed, never the other way.
         """
