@@ -1,0 +1,144 @@
+"""One database, SQLite or PostgreSQL, behind sessions that either read or write.
+
+A writing session takes SQLite's single write lock when it begins, so that it can never fail half way because
+another writer came first; a reading one never waits (WAL). On PostgreSQL both are ordinary transactions and rows
+are locked with ``with_for_update()``.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlmodel import Session
+
+from storage.errors import Unchecked
+
+READS = "fedhub_reads"
+
+
+class Database:
+    """Connections, sessions and migrations of one database address.
+
+    Args:
+        url: SQLAlchemy address; ``postgresql://`` is taken to mean the psycopg driver.
+        busy_s: how long a writer waits for another, seconds.
+        pool: most connections of this process.
+    """
+
+    def __init__(self, url: str, *, busy_s: float = 30.0, pool: int = 40) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise Unchecked("E_SETTING", "FEDHUB_DATABASE_URL: not a database address") from error
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+            raise Unchecked(
+                "E_SETTING",
+                f"FEDHUB_DATABASE_URL: {parsed.drivername} is not supported",
+                "Use sqlite:///path or postgresql+psycopg://user@host/name.",
+            )
+        self.is_sqlite = parsed.drivername.startswith("sqlite")
+        self.path = Path(parsed.database) if self.is_sqlite and parsed.database else None
+        if self.is_sqlite and (self.path is None or parsed.database == ":memory:"):
+            raise Unchecked("E_SETTING", "FEDHUB_DATABASE_URL: SQLite needs a file")
+        self._url = parsed
+        self._busy_s = busy_s
+        try:
+            self.engine = self._make_engine(pool)
+        except NoSuchModuleError as error:
+            raise Unchecked("E_SETTING", f"FEDHUB_DATABASE_URL: {error}") from error
+        self._reader = self.engine.execution_options(**{READS: True})
+
+    def _make_engine(self, pool: int) -> Engine:
+        if not self.is_sqlite:
+            return create_engine(self._url, pool_size=pool, max_overflow=0, pool_pre_ping=True)
+        assert self.path is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(
+            self._url, pool_size=pool, max_overflow=0, connect_args={"check_same_thread": False, "timeout": self._busy_s}
+        )
+        event.listen(engine, "connect", self._prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
+        # The driver's own transaction control would begin late and deferred; ours is in _begin_sqlite.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout={int(self._busy_s * 1000)}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @contextmanager
+    def session_scope(self, *, write: bool = True) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back when the block raises."""
+        session = self.open_session(write=write)
+        try:
+            yield session
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.close()
+
+    def open_session(self, *, write: bool = True) -> Session:
+        """A session that the caller commits and closes."""
+        return Session(self.engine if write else self._reader, expire_on_commit=False)
+
+    @contextmanager
+    def only_one(self, name: str) -> Iterator[None]:
+        """At most one holder of ``name`` among all processes that use this database; a dead holder lets go."""
+        if self.is_sqlite:
+            assert self.path is not None
+            lock = os.open(f"{self.path}.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+            return
+        number = int.from_bytes(hashlib.sha256(f"fedhub {name}".encode()).digest()[:8], "big", signed=True)
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:n)"), {"n": number})
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:n)"), {"n": number})
+
+    def upgrade(self, revision: str = "head") -> None:
+        """Bring the tables to ``revision``; processes that start together take turns."""
+        self._migrate(command.upgrade, revision)
+
+    def downgrade(self, revision: str) -> None:
+        """Take the tables back to ``revision`` (``base``: none)."""
+        self._migrate(command.downgrade, revision)
+
+    def _migrate(self, step: Any, revision: str) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        with self.only_one("migrate"), self.engine.connect() as connection:
+            config.attributes["connection"] = connection
+            step(config, revision)
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self.engine.dispose()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads = connection.get_execution_options().get(READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

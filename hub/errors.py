@@ -1,0 +1,46 @@
+"""The hub's refusals, and the HTTP status of every error: one table.
+
+Services raise errors of ``storage.errors``; the API answers them as problem+json with the status found here.
+Nothing else in the hub chooses a status.
+"""
+
+from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
+
+# Codes whose status is not that of their class.
+STATUS_OF_CODE: dict[str, int] = {
+    "E_NOT_FOUND": 404,
+    "E_DATABASE": 503,
+    "E_STORE": 503,
+    "E_CONTROL": 503,
+    "E_LIMIT": 413,
+}
+
+
+def status_of(error: FedhubError) -> int:
+    """The HTTP status that answers ``error``.
+
+    >>> status_of(Unchecked("E_NOT_FOUND", "model a.example/m: not here"))
+    404
+    """
+    if isinstance(error, Refused):
+        return error.status
+    if error.code in STATUS_OF_CODE:
+        return STATUS_OF_CODE[error.code]
+    if isinstance(error, Rejected):
+        return 422
+    return 500 if isinstance(error, Misuse) else 503
+
+
+def not_found(what: str, name: str, hint: str = "") -> Unchecked:
+    """The object is not here, or the one who asks may not know that it is."""
+    return Unchecked("E_NOT_FOUND", f"{what} {name}: not found", hint)
+
+
+def conflict(code: str, message: str, hint: str = "") -> Refused:
+    """The request is well formed, but contradicts what the hub already holds."""
+    return Refused(code, message, hint, status=409)
+
+
+def bad_field(field: str, rule: str, hint: str = "") -> Refused:
+    """One named field of a request breaks a rule."""
+    return Refused("E_FIELD", f"{field}: {rule}", hint, status=422, field=field)
