@@ -1,9 +1,10 @@
 """The only door to a hub's API: one method per endpoint, answers as ``federation.wire`` types.
 
-An institution proves itself by a JWT signed with one of its ring keys (``private_key_jwt``, RFC 7523) and renews its
-access token unseen; a person or program may bring a personal token instead. Connection errors and 502/503/504 are
-tried again for a bounded time; every creating request bears an ``Idempotency-Key``, so trying again never creates
-twice. What the hub answers is checked for form and size only: whether it is *true* is for ``storage.verify``.
+An institution proves itself by a JWT signed with one of its ring keys (``private_key_jwt``, RFC 7523) and
+renews its access token unseen; a person or program may bring a personal token instead. Connection errors and
+502/503/504 are tried again for a bounded time; every creating request bears an ``Idempotency-Key``, so trying
+again never creates twice. What the hub answers is checked for form and size only: whether it is *true* is for
+``storage.verify``.
 """
 
 import base64
@@ -40,7 +41,8 @@ class HubClient:
 
     Args:
         endpoint: address of the hub, ``http(s)://host[:port]``.
-        origin: name of the hub in signed statements; a login is signed for this name alone, so it must come from
+        origin: name of the hub in signed statements; a login is signed for this name alone, so it must come
+            from
             the caller's own trust and never from the hub.
         institution: who is calling; needed with ``key``.
         key: a ring key; its role (targets or snapshot) decides what the hub lets it do.
@@ -71,7 +73,7 @@ class HubClient:
             raise Unchecked("E_USAGE", f"{endpoint!r}: not the http(s) address of a hub")
         self.endpoint = endpoint.rstrip("/")
         self.origin = origin
-        self.institution = institution
+        self.member = institution
         self._key = key
         self._fixed = token
         self._access = ""
@@ -210,7 +212,8 @@ class HubClient:
         """A zip of the pack that an auditor needs for one asset.
 
         Args:
-            from_size: size of the checkpoint that the auditor saved; the pack then proves consistency with it.
+            from_size: size of the checkpoint that the auditor saved; the pack then proves consistency with
+                it.
         """
         return self._call("GET", f"packs/{_part(asset_id)}", asked={"from_size": from_size}, limit=PACK_LIMIT)
 
@@ -220,7 +223,9 @@ class HubClient:
         self, sha256: str, size: int, *, parts: Sequence[str] | None = None, plan: str | None = None
     ) -> wire.Upload:
         """Announce a file by digest and size; the orders fit those bytes only."""
-        body = wire.UploadRequest(sha256=sha256, size=size, parts=None if parts is None else list(parts), plan=plan)
+        body = wire.UploadRequest(
+            sha256=sha256, size=size, parts=None if parts is None else list(parts), plan=plan
+        )
         return self._post("uploads", body, wire.Upload)
 
     def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> wire.Upload:
@@ -360,7 +365,9 @@ class HubClient:
         items: list[M] = []
         cursor: str | None = None
         while True:
-            response = self._respond("GET", path, None, {**(asked or {}), "cursor": cursor}, True, ANSWER_LIMIT)
+            response = self._respond(
+                "GET", path, None, {**(asked or {}), "cursor": cursor}, True, ANSWER_LIMIT
+            )
             items += _answer(response.content, TypeAdapter(list[model]), path)  # type: ignore[valid-type]
             following = response.links.get("next", {}).get("url")
             if following is None:
@@ -394,13 +401,19 @@ class HubClient:
             if login:
                 headers["Authorization"] = f"Bearer {self._token()}"
             request = self._http.build_request(
-                method, f"/api/v1/{path}", params=params, headers=headers, json=sent if body is not None else None
+                method,
+                f"/api/v1/{path}",
+                params=params,
+                headers=headers,
+                json=sent if body is not None else None,
             )
             return self._send(request, limit)
 
         response = self._patiently(once)
         if response.status_code == 401 and login and self._key is not None:
-            self._renew_at = 0.0  # revoked or expired early, or the hub has a new token secret: log in once more
+            self._renew_at = (
+                0.0  # revoked or expired early, or the hub has a new token secret: log in once more
+            )
             response = self._patiently(once)
         if response.is_success:
             return response
@@ -459,8 +472,8 @@ class HubClient:
         """RFC 7523 section 2.2, ES256; a fresh assertion for each try, since each is good only once."""
         now = int(time.time())
         claims = {
-            "iss": self.institution,
-            "sub": self.institution,
+            "iss": self.member,
+            "sub": self.member,
             "aud": self.origin,
             "iat": now,
             "exp": now + ASSERTION_S,
@@ -474,7 +487,9 @@ class HubClient:
         }
         response = self._send(self._http.build_request("POST", "/api/v1/token", data=form), ANSWER_LIMIT)
         if response.status_code in TRY_AGAIN:
-            raise httpx.ReadError(f"the hub answered {response.status_code} to the login", request=response.request)
+            raise httpx.ReadError(
+                f"the hub answered {response.status_code} to the login", request=response.request
+            )
         if not response.is_success:
             raise error_of(response)
         return _answer(response.content, TypeAdapter(wire.AccessToken), "token")
@@ -491,7 +506,9 @@ def error_of(response: httpx.Response) -> FedhubError:
     except ValidationError:
         where = f"{response.request.method} {response.request.url.path}"
         return Unchecked(
-            "E_HUB_ANSWER", f"{where}: status {response.status_code} without an explanation", "Is this a fedhub hub?"
+            "E_HUB_ANSWER",
+            f"{where}: status {response.status_code} without an explanation",
+            "Is this a fedhub hub?",
         )
     status = response.status_code
     if status == 404 or status >= 500:

@@ -1,8 +1,8 @@
 """Who may do what: the only place that says yes or no.
 
-``decide(actor, action, thing)`` returns or raises; services name the action, describe the thing by its owner and
-parties, and never compare roles themselves. A signature that is needed besides (a statement, a grant) is checked by
-``storage.admission``: nothing here replaces it.
+``decide(actor, action, thing)`` returns or raises; services name the action, describe the thing by its owner
+and parties, and never compare roles themselves. A signature that is needed besides (a statement, a grant) is
+checked by ``storage.admission``: nothing here replaces it.
 """
 
 from dataclasses import dataclass, field
@@ -121,7 +121,9 @@ def decide(actor: Actor, action: str, thing: Thing) -> None:
         _check_credential(rule, actor, action, thing)
         return
     if not actor.known:
-        raise Refused("E_LOGIN", f"{action} {thing.name}: needs a login", "Log in or send a token.", status=401)
+        raise Refused(
+            "E_LOGIN", f"{action} {thing.name}: needs a login", "Log in or send a token.", status=401
+        )
     if rule.hidden:
         raise not_found("", thing.name)
     raise Refused(
@@ -134,7 +136,9 @@ def decide(actor: Actor, action: str, thing: Thing) -> None:
 def may(actor: Actor, action: str, thing: Thing) -> bool:
     """``decide`` for lists: leave out what the actor may not see."""
     rule = RULES[action]
-    return _admits(rule.who, actor, thing) and (rule.who is Who.ANYONE or thing.public or rule.scope in actor.scopes)
+    return _admits(rule.who, actor, thing) and (
+        rule.who is Who.ANYONE or thing.public or rule.scope in actor.scopes
+    )
 
 
 def sees_all(actor: Actor) -> bool:

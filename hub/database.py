@@ -1,8 +1,8 @@
 """One database, SQLite or PostgreSQL, behind sessions that either read or write.
 
 A writing session takes SQLite's single write lock when it begins, so that it can never fail half way because
-another writer came first; a reading one never waits (WAL). On PostgreSQL both are ordinary transactions and rows
-are locked with ``with_for_update()``.
+another writer came first; a reading one never waits (WAL). On PostgreSQL both are ordinary transactions and
+rows are locked with ``with_for_update()``.
 """
 
 import fcntl
@@ -65,7 +65,10 @@ class Database:
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(
-            self._url, pool_size=pool, max_overflow=0, connect_args={"check_same_thread": False, "timeout": self._busy_s}
+            self._url,
+            pool_size=pool,
+            max_overflow=0,
+            connect_args={"check_same_thread": False, "timeout": self._busy_s},
         )
         event.listen(engine, "connect", self._prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -101,7 +104,7 @@ class Database:
 
     @contextmanager
     def only_one(self, name: str) -> Iterator[None]:
-        """At most one holder of ``name`` among all processes that use this database; a dead holder lets go."""
+        """At most one holder of ``name`` among the users of this database; a dead holder lets go."""
         if self.is_sqlite:
             assert self.path is not None
             lock = os.open(f"{self.path}.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -129,7 +132,9 @@ class Database:
 
     def _migrate(self, step: Any, revision: str) -> None:
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        config.set_main_option(
+            "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
+        )
         with self.only_one("migrate"), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             step(config, revision)

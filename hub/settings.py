@@ -1,7 +1,7 @@
 """Every setting of the hub's processes: unit, default and meaning, read from ``FEDHUB_*`` variables.
 
-Secrets and addresses can also come from a file: ``FEDHUB_STORE_SECRET_KEY_FILE=/run/secrets/s3`` reads the value
-from there, so that no secret need stand in an environment listing. Giving both forms is refused.
+Secrets and addresses can also come from a file: ``FEDHUB_STORE_SECRET_KEY_FILE=/run/secrets/s3`` reads the
+value from there, so that no secret need stand in an environment listing. Giving both forms is refused.
 """
 
 import os
@@ -51,40 +51,44 @@ class Settings(BaseSettings):
     )
     data_dir: Path = _setting(
         Path(".fedhub/hub"),
-        "Folder of the hub's own keys, and of the SQLite database and object folder when no others are named.",
+        "Folder of the hub's own keys; of the SQLite database and the objects too, when no others are named.",
         "path",
     )
     operator_home: Path | None = _setting(
-        None, "Home folder with the operator's signing keys; unset: `operator` beside the data folder.", "path"
+        None,
+        "Home folder with the operator's signing keys; unset: `operator` beside the data folder.",
+        "path",
     )
 
     # --- database and objects ---
     database_url: SecretStr | None = _setting(
         None,
-        "SQLAlchemy address of the database (sqlite:///… or postgresql+psycopg://…); unset: SQLite in the data"
-        " folder.",
+        "SQLAlchemy address of the database, sqlite:///… or postgresql+psycopg://…; unset: SQLite, data folder.",
         "URL",
     )
     database_busy_s: float = _setting(
         30.0, "How long a writer waits for another one before it gives up.", "seconds", gt=0, le=600
     )
-    database_pool: int = _setting(40, "Most database connections of one process.", "connections", ge=2, le=500)
+    database_pool: int = _setting(
+        40, "Most database connections of one process.", "connections", ge=2, le=500
+    )
     store_url: SecretStr | None = _setting(
         None,
-        "Where objects lie: file:///folder or s3+http(s)://host:port/bucket; unset: a folder in the data folder.",
+        "Where objects lie, file:///folder or s3+http(s)://host:port/bucket; unset: in the data folder.",
         "URL",
     )
     store_public_url: SecretStr | None = _setting(
         None,
-        "Address of the same store as clients reach it; orders and signed reads name it. Unset: the blob port of"
-        " the listen address.",
+        "Address of the same store as clients reach it, in orders and signed reads. Unset: the blob port.",
         "URL",
     )
     store_access_key: SecretStr | None = _setting(None, "Access key of an S3 store.", "text")
     store_secret_key: SecretStr | None = _setting(None, "Secret key of an S3 store.", "text")
 
     # --- addresses ---
-    listen: str = _setting("127.0.0.1", "Address that the API, download and blob ports bind to.", "IP address")
+    listen: str = _setting(
+        "127.0.0.1", "Address that the API, download and blob ports bind to.", "IP address"
+    )
     port: int = _setting(8000, "Port of API and pages.", "TCP port", ge=0, le=65535)
     public_url: str | None = _setting(
         None, "Address of the API as clients reach it. Unset: listen address and port.", "URL"
@@ -127,9 +131,7 @@ class Settings(BaseSettings):
     )
 
     # --- limits ---
-    json_limit: int = _setting(
-        1 << 20, "Largest JSON body of a request.", "bytes", ge=1 << 16, le=1 << 26
-    )
+    json_limit: int = _setting(1 << 20, "Largest JSON body of a request.", "bytes", ge=1 << 16, le=1 << 26)
     statement_limit: int = _setting(
         4 << 20,
         "Largest JSON body where signed documents travel (statements, plans, versions, enrolment).",
@@ -141,15 +143,14 @@ class Settings(BaseSettings):
     attachment_limit: int = _setting(
         1 << 20, "Largest file that travels with a statement (Croissant, recipe, config).", "bytes", ge=1024
     )
-    upload_limit: int = _setting(
-        1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20
-    )
-    uploads_open: int = _setting(
-        10_000, "Most unfinished uploads of one institution.", "uploads", ge=1
-    )
+    upload_limit: int = _setting(1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20)
+    uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
     page_size: int = _setting(100, "Most items of one page of a list.", "items", ge=1, le=1000)
     requests_per_minute: int = _setting(
-        6000, "Most requests of one caller (token, else address) per process; 0: no limit.", "per minute", ge=0
+        6000,
+        "Most requests of one caller (token, else address) per process; 0: no limit.",
+        "per minute",
+        ge=0,
     )
     logins_per_minute: int = _setting(
         120, "Most failed logins and enrolments of one address per process; 0: no limit.", "per minute", ge=0
@@ -168,7 +169,11 @@ class Settings(BaseSettings):
 
     # --- background work ---
     publish_batch_s: float = _setting(
-        0.1, "How long the publisher gathers new log entries before it signs a checkpoint.", "seconds", ge=0, le=5
+        0.1,
+        "How long the publisher gathers new log entries before it signs a checkpoint.",
+        "seconds",
+        ge=0,
+        le=5,
     )
     publish_poll_s: float = _setting(
         1.0, "How often the publisher looks for entries of other processes.", "seconds", gt=0, le=60
@@ -196,7 +201,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _two_origins(self) -> "Settings":
         if self.port and self.port == self.download_port:
-            raise ValueError("FEDHUB_PORT and FEDHUB_DOWNLOAD_PORT must differ: downloads need an origin of their own")
+            raise ValueError(
+                "FEDHUB_PORT and FEDHUB_DOWNLOAD_PORT must differ: downloads need an origin of their own"
+            )
         return self
 
     @classmethod
@@ -269,7 +276,8 @@ class Settings(BaseSettings):
 
     @property
     def _reachable(self) -> str:
-        return "127.0.0.1" if self.listen in ("0.0.0.0", "::") else self.listen  # noqa: S104 - compared, not bound
+        everywhere = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        return "127.0.0.1" if self.listen in everywhere else self.listen
 
 
 class FileVariables(PydanticBaseSettingsSource):
@@ -283,7 +291,9 @@ class FileVariables(PydanticBaseSettingsSource):
             return None, field_name, False
         if os.environ.get(variable.removesuffix("_FILE")):
             raise Unchecked(
-                "E_SETTING", f"{variable}: set beside {variable.removesuffix('_FILE')}", "Keep one of the two."
+                "E_SETTING",
+                f"{variable}: set beside {variable.removesuffix('_FILE')}",
+                "Keep one of the two.",
             )
         try:
             return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
@@ -311,4 +321,6 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "settings"
-        raise Unchecked("E_SETTING", f"{where}: {first['msg']}", "`docs/guide/operator.md` lists every setting.") from None
+        raise Unchecked(
+            "E_SETTING", f"{where}: {first['msg']}", "`docs/guide/operator.md` lists every setting."
+        ) from None
