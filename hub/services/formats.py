@@ -1,0 +1,323 @@
+"""What a file's own bytes say it is, and whether a model may hold it.
+
+Loading a pickle runs whatever program its author put in, so files that hold one are refused by content and
+never by name: a pickle renamed ``weights.safetensors`` is still a pickle. The look takes a few ranged reads of
+the stored file: its head, the directory of an archive, the first bytes of each member. Nothing is unpickled,
+extracted or kept.
+
+Read ``check_content`` first. What this does not do: judge text files (a ``.py`` beside a model runs only where
+a person asks for it) or look beyond the first bytes of compressed members.
+"""
+
+import ast
+import bz2
+import io
+import json
+import lzma
+import pickletools
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from storage.errors import Refused
+
+Reader = Callable[[int, int], bytes]
+"""``read(offset, length)`` of one stored file; fewer bytes only at its end."""
+
+HEAD_BYTES = 65_536
+MAX_MEMBERS = 2_000  # of one archive
+MAX_DEPTH = 3  # archives and compressions within each other
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, the limit of the format's own library
+
+ITEM_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
+    "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4,
+    "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+TO_SAFETENSORS = (
+    "Load it once where you trust it, write the tensors with safetensors.torch.save_file and push that file."
+)
+TO_NUMBERS = "Write numeric arrays only, with numpy.save(..., allow_pickle=False), or safetensors."
+UNWRAP = "Push the files themselves, uncompressed."
+
+_RUNS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"}
+
+
+def check_content(name: str, size: int, read: Reader) -> str:
+    """Say what the file is: ``safetensors``, ``npy``, ``archive``, ``compressed`` or ``plain``.
+
+    Args:
+        name: the file's name in its manifest; ``*.safetensors`` must be what it says.
+        size: its length in bytes.
+        read: ranged reads of it.
+    Raises:
+        Refused: ``E_UNSAFE_FORMAT`` (status 422), naming the file, what was found and how to convert it.
+    """
+    if name.lower().endswith(".safetensors"):
+        head = read(0, min(size, HEAD_BYTES))
+        _refuse_pickle(name, head, size)
+        check_safetensors(name, size, read)
+        return "safetensors"
+    return _look(name, size, read, depth=0)
+
+
+def check_safetensors(name: str, size: int, read: Reader) -> None:
+    """Check a safetensors file's header: shapes, types and offsets that cover the file once and exactly.
+
+    Raises:
+        Refused: ``E_UNSAFE_FORMAT``, with the tensor and the rule.
+    """
+    if size < 8:
+        raise _refused(name, f"{size} bytes are too few for a safetensors header", TO_SAFETENSORS)
+    length = int.from_bytes(read(0, 8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise _refused(name, f"the header claims {length} bytes in a file of {size}", TO_SAFETENSORS)
+    try:
+        header = json.loads(read(8, length).decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _refused(
+            name, "the safetensors header is not JSON with unique names", TO_SAFETENSORS
+        ) from error
+    if not isinstance(header, dict):
+        raise _refused(name, "the safetensors header is not an object", TO_SAFETENSORS)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _refused(name, "__metadata__ of a safetensors file holds text only", TO_SAFETENSORS)
+    spans = sorted(_span(name, tensor, entry) for tensor, entry in header.items())
+    position = 0
+    for begin, end, tensor in spans:
+        if begin != position:
+            raise _refused(
+                name, f"tensor {tensor!r} begins at byte {begin}, expected {position}", TO_SAFETENSORS
+            )
+        position = end
+    if 8 + length + position != size:
+        raise _refused(name, f"the tensors end at byte {8 + length + position} of {size}", TO_SAFETENSORS)
+
+
+def _span(name: str, tensor: str, entry: Any) -> tuple[int, int, str]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _refused(name, f"tensor {tensor!r} needs exactly dtype, shape and data_offsets", TO_SAFETENSORS)
+    bits = ITEM_BITS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if bits is None:
+        raise _refused(name, f"tensor {tensor!r} has an unknown dtype", TO_SAFETENSORS)
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _refused(name, f"tensor {tensor!r} has a malformed shape or data_offsets", TO_SAFETENSORS)
+    items = 1
+    for length in shape:
+        items *= length
+    if (items * bits) % 8 or offsets[1] - offsets[0] != items * bits // 8:
+        raise _refused(name, f"tensor {tensor!r} has data_offsets that do not fit its shape", TO_SAFETENSORS)
+    return offsets[0], offsets[1], tensor
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate member")
+    return found
+
+
+# --- looking --------------------------------------------------------------------------------------------
+
+
+def _look(name: str, size: int, read: Reader, depth: int) -> str:
+    head = read(0, min(size, HEAD_BYTES))
+    _refuse_pickle(name, head, size)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        raise _refused(name, "an HDF5 file can carry Python code (Keras Lambda layers)", TO_SAFETENSORS)
+    if head.startswith(b"\x93NUMPY"):
+        _refuse_object_array(name, head)
+        return "npy"
+    if _is_zip(head, size, read):
+        _look_into(name, _zip_members(name, size, read), depth)
+        return "archive"
+    if head[257:262] == b"ustar":
+        _look_into(name, _tar_members(name, size, read), depth)
+        return "archive"
+    inside = _decompressed(name, head)
+    if inside is not None:
+        _look_into(name, iter([(f"{name} (decompressed)", inside)]), depth)
+        return "compressed"
+    return "plain"
+
+
+def _look_into(name: str, members: Iterator[tuple[str, bytes]], depth: int) -> None:
+    if depth + 1 >= MAX_DEPTH:
+        raise _refused(name, "archives are nested too deep to be looked into", UNWRAP)
+    for member, head in members:
+        _look(member, len(head), lambda offset, length, head=head: head[offset : offset + length], depth + 1)  # type: ignore[misc]
+
+
+def _refuse_pickle(name: str, head: bytes, size: int) -> None:
+    if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
+        raise _refused(name, "it is a pickle, which runs code when it is loaded", TO_SAFETENSORS)
+    if head.startswith(b"ZF0x"):
+        raise _refused(name, "it is a joblib file, which holds a pickle", TO_SAFETENSORS)
+    if _is_old_pickle(head, size):
+        raise _refused(
+            name, "it is a pickle of protocol 0 or 1, which runs code when it is loaded", TO_SAFETENSORS
+        )
+
+
+def _is_old_pickle(head: bytes, size: int) -> bool:
+    """Whether the bytes are instructions of protocol 0 or 1, which begin with no mark of their own.
+
+    They count when a loader could follow them (nothing is taken from an empty stack) and they call something
+    and end, or make up the whole file, or call something and fill the whole window.
+    """
+    stream = io.BytesIO(head)
+    stack: list[bool] = []  # True for a mark
+    runs = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # odd escapes in what may be any text
+        try:
+            for opcode, _argument, _position in pickletools.genops(stream):
+                if not _follow(opcode, stack):
+                    return False
+                runs = runs or opcode.name in _RUNS
+                if opcode.name == "STOP":
+                    return runs or (stream.tell() == size and size > 2)
+        except (ValueError, IndexError, OverflowError):
+            return runs and len(head) < size and stream.tell() == len(head)
+    return False
+
+
+def _follow(opcode: Any, stack: list[bool]) -> bool:
+    taken = opcode.stack_before
+    if pickletools.markobject in taken:
+        while stack and not stack[-1]:
+            stack.pop()
+        if not stack:
+            return False
+        stack.pop()
+        taken = taken[: taken.index(pickletools.markobject)]
+    if len(stack) < len(taken):
+        return False
+    del stack[len(stack) - len(taken) :]
+    stack.extend(item is pickletools.markobject for item in opcode.stack_after)
+    return True
+
+
+def _refuse_object_array(name: str, head: bytes) -> None:
+    wide = head[6:7] not in {b"\x01"}
+    start = 12 if wide else 10
+    length = int.from_bytes(head[8:start], "little")
+    if len(head) < start or start + length > len(head):
+        raise _refused(name, "its array header is longer than the file or than 64 KiB", TO_NUMBERS)
+    try:
+        header = ast.literal_eval(head[start : start + length].decode("utf-8").strip())
+        described = header["descr"]
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise _refused(name, "its array header cannot be read", TO_NUMBERS) from error
+    if _holds_objects(described):
+        raise _refused(name, "it is an array of Python objects, stored as a pickle", TO_NUMBERS)
+
+
+def _holds_objects(described: Any) -> bool:
+    if isinstance(described, str):
+        return "O" in described
+    if isinstance(described, (list, tuple)):
+        # A field is (name, type) or (name, type, shape): its name may contain any letter.
+        if described and isinstance(described, tuple) and len(described) in (2, 3):
+            return _holds_objects(described[1])
+        return any(_holds_objects(field) for field in described)
+    return True
+
+
+def _is_zip(head: bytes, size: int, read: Reader) -> bool:
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return True
+    # zipfile and torch find an archive by its end, whatever stands before it.
+    tail_length = min(size, 65_557)
+    tail = read(size - tail_length, tail_length)
+    at = tail.rfind(b"PK\x05\x06")
+    comment = int.from_bytes(tail[at + 20 : at + 22], "little")
+    return at >= 0 and len(tail) - at >= 22 and at + 22 + comment == len(tail)
+
+
+class _Ranged(io.RawIOBase):
+    """A stored file as Python's archive readers want it: seekable, read by ranges."""
+
+    def __init__(self, size: int, read: Reader) -> None:
+        self._size, self._read, self._position = size, read, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), max(0, self._size - self._position))
+        if length == 0:
+            return 0
+        data = self._read(self._position, length)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _zip_members(name: str, size: int, read: Reader) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Ranged(size, read), HEAD_BYTES)) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS:
+                raise _refused(name, f"it holds {len(members)} members, more than {MAX_MEMBERS}", UNWRAP)
+            for member in members:
+                with archive.open(member) as stream:
+                    yield f"{name}/{member.filename}", stream.read(HEAD_BYTES)
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError, zlib.error) as error:
+        raise _refused(name, "it looks like a zip archive and cannot be read as one", UNWRAP) from error
+
+
+def _tar_members(name: str, size: int, read: Reader) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(_Ranged(size, read), HEAD_BYTES), mode="r:") as archive:
+            for count, member in enumerate(archive):
+                if count >= MAX_MEMBERS:
+                    raise _refused(name, f"it holds more than {MAX_MEMBERS} members", UNWRAP)
+                stream = archive.extractfile(member) if member.isfile() else None
+                if stream is not None:
+                    yield f"{name}/{member.name}", stream.read(HEAD_BYTES)
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        raise _refused(name, "it looks like a tar archive and cannot be read as one", UNWRAP) from error
+
+
+def _decompressed(name: str, head: bytes) -> bytes | None:
+    """The first bytes inside a compressed file, or None for a file that is not one."""
+    if head.startswith((b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")):
+        raise _refused(name, "it is compressed (lz4 or zstd), so its content cannot be looked at", UNWRAP)
+    try:
+        if head.startswith(b"\x1f\x8b"):
+            return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
+        if head.startswith(b"BZh"):
+            return bz2.BZ2Decompressor().decompress(head, HEAD_BYTES)
+        if head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
+            return lzma.LZMADecompressor(memlimit=128 << 20).decompress(head, HEAD_BYTES)
+        if len(head) > 2 and head[0] == 0x78 and (head[0] << 8 | head[1]) % 31 == 0:
+            return zlib.decompressobj().decompress(head, HEAD_BYTES)
+    except (zlib.error, OSError, EOFError, lzma.LZMAError, ValueError):
+        return None  # the magic was chance: no reader of that format opens it either
+    return None
+
+
+def _refused(name: str, found: str, hint: str) -> Refused:
+    return Refused("E_UNSAFE_FORMAT", f"file {name!r}: {found}", hint, status=422, field=name)

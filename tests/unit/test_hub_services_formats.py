@@ -1,0 +1,234 @@
+"""Files are judged by their bytes: what runs code when loaded is refused, whatever its name."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub.services.formats import HEAD_BYTES, check_content, check_safetensors
+from storage.errors import Refused
+
+
+def look(name: str, data: bytes) -> str:
+    return check_content(name, len(data), lambda offset, length: data[offset : offset + length])
+
+
+def reason(name: str, data: bytes) -> Refused:
+    with pytest.raises(Refused) as caught:
+        look(name, data)
+    assert (caught.value.code, caught.value.status) == ("E_UNSAFE_FORMAT", 422)
+    assert caught.value.field is not None and caught.value.hint
+    return caught.value
+
+
+def safetensors(header: object, body: bytes) -> bytes:
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + body
+
+
+def array(values: object, **options: object) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values, **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def zipped(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/"), data)
+    return stream.getvalue()
+
+
+def tarred(name: str, data: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+class Calls:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("loaded",)
+
+
+GOOD = safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", [Calls(), {"weights": [1.0, 2.0], "name": "m"}], ids=["calls", "plain"])
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "README.md", "model.safetensors", "config.json"])
+def test_pickle_of_any_protocol_is_refused_under_any_name(protocol: int, value: object, name: str) -> None:
+    assert "pickle" in reason(name, pickle.dumps(value, protocol=protocol)).message
+
+
+def test_pickle_longer_than_the_window_is_refused() -> None:
+    for protocol in range(6):
+        data = pickle.dumps([Calls() for _ in range(20_000)], protocol=protocol)
+        assert len(data) > HEAD_BYTES
+        assert "pickle" in reason("model.bin", data).message
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [gzip.compress, zlib.compress, bz2.compress, lzma.compress, lambda data: zipped(model__data__pkl=data)],
+)
+def test_pickle_in_a_wrapper_is_refused(wrap: object) -> None:
+    assert "pickle" in reason("model.bin", wrap(pickle.dumps(Calls()))).message  # type: ignore[operator]
+
+
+def test_torch_archive_is_refused_with_the_way_to_convert_it() -> None:
+    torch_like = zipped(
+        archive__data=b"\x00" * 64, **{"archive__data.pkl": pickle.dumps({"w": 1}, protocol=2)}
+    )
+    error = reason("pytorch_model.bin", torch_like)
+    assert "data.pkl" in error.message and "safetensors" in error.hint
+
+
+def test_old_torch_tar_is_refused() -> None:
+    assert "pickle" in reason("m.tar", tarred("pickle", pickle.dumps(Calls()))).message
+
+
+def test_archive_behind_other_bytes_is_looked_into() -> None:
+    assert "pickle" in reason("m.bin", b"#!/bin/sh\n" + zipped(data=pickle.dumps(Calls()))).message
+
+
+def test_archives_nested_too_deep_are_refused() -> None:
+    data = b"text"
+    for _ in range(4):
+        data = zipped(inner=data)
+    reason("m.zip", data)
+
+
+def test_compression_that_cannot_be_opened_is_refused() -> None:
+    reason("m.joblib", b"\x04\x22\x4d\x18" + bytes(20))
+    reason("m.zst", b"\x28\xb5\x2f\xfd" + bytes(20))
+
+
+def test_broken_archive_is_refused() -> None:
+    reason("m.zip", zipped(a=b"x" * 1000)[:-40])
+    damaged = bytearray(zipped(a=b"x" * 1000))
+    damaged[33] ^= 0xFF
+    reason("m.zip", bytes(damaged))
+
+
+def test_object_array_is_refused_and_number_array_is_not() -> None:
+    assert (
+        "Python objects"
+        in reason("a.npy", array(np.array([Calls()], dtype=object), allow_pickle=True)).message
+    )
+    fields = np.dtype([("number", "<f4"), ("thing", "O")])
+    reason("a.npy", array(np.zeros(2, fields), allow_pickle=True))
+    assert look("a.npy", array(np.zeros((3, 2), np.float32))) == "npy"
+    assert look("a.npy", array(np.zeros(2, np.dtype([("Offset", "<f4"), ("Other", "<i8", (3,))])))) == "npy"
+
+
+def test_npz_with_an_object_array_is_refused_and_plain_npz_is_not() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, a=np.zeros(3), b=np.array([{}], dtype=object))
+    reason("a.npz", stream.getvalue())
+    stream = io.BytesIO()
+    np.savez_compressed(stream, a=np.zeros(3))
+    assert look("a.npz", stream.getvalue()) == "archive"
+
+
+def test_hdf5_is_refused() -> None:
+    assert "HDF5" in reason("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)).message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# A model\n\nTrained on digits.\n",
+        '{"a": [1, 2.5, null]}',
+        "cache\ntmp\n.idea\n",
+        "confusion\nmatrix\nRead.",
+        "I am\n.",
+        "",
+        ".",
+        "N.",
+        "x^2 is a parabola",
+        "BZh is no archive",
+    ],
+)
+def test_text_is_not_taken_for_a_pickle(text: str) -> None:
+    assert look("README.md", text.encode()) == "plain"
+
+
+@given(st.text(max_size=400))
+def test_text_made_at_random_is_not_taken_for_a_pickle_that_calls(text: str) -> None:
+    try:
+        look("notes.txt", text.encode())
+    except Refused as error:  # a text that a loader would follow to its end is one
+        assert "pickle" in error.message or "compressed" in error.message
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_get_an_answer(data: bytes) -> None:
+    for name in ("a.bin", "a.safetensors"):
+        try:
+            look(name, data)
+        except Refused as error:
+            assert error.code == "E_UNSAFE_FORMAT"
+
+
+def test_sound_safetensors_is_accepted() -> None:
+    assert look("model.safetensors", GOOD) == "safetensors"
+    assert look("a.safetensors", safetensors({"__metadata__": {"format": "pt"}}, b"")) == "safetensors"
+    empty = {"w": {"dtype": "F16", "shape": [0, 4], "data_offsets": [0, 0]}}
+    assert look("a.safetensors", safetensors(empty, b"")) == "safetensors"
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"short", "too few"),
+        ((1 << 60).to_bytes(8, "little") + b"{}", "claims"),
+        ((2).to_bytes(8, "little") + b"[]", "not an object"),
+        ((2).to_bytes(8, "little") + b"{,", "not JSON"),
+        (GOOD + b"\0", "end at byte"),
+        (GOOD[:-1], "end at byte"),
+        (
+            safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)),
+            "expected 0",
+        ),
+        (safetensors({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)), "do not fit"),
+        (
+            safetensors({"w": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+            "unknown dtype",
+        ),
+        (safetensors({"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, bytes(8)), "malformed"),
+        (
+            safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, True]}}, bytes(8)),
+            "malformed",
+        ),
+        (safetensors({"w": {"dtype": "F32", "shape": [2]}}, bytes(8)), "exactly"),
+        (safetensors({"__metadata__": {"a": 1}}, b""), "text only"),
+    ],
+)
+def test_unsound_safetensors_is_refused(data: bytes, found: str) -> None:
+    assert found in reason("model.safetensors", data).message
+
+
+def test_safetensors_with_overlapping_tensors_is_refused() -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    assert "expected 8" in reason("m.safetensors", safetensors({"a": entry, "b": entry}, bytes(8))).message
+
+
+def test_safetensors_with_a_repeated_name_is_refused() -> None:
+    header = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    with pytest.raises(Refused, match="unique"):
+        data = len(header).to_bytes(8, "little") + header + b"\0"
+        check_safetensors("m.safetensors", len(data), lambda offset, length: data[offset : offset + length])
