@@ -1,9 +1,9 @@
 """The one form in which documents become bytes: canonical JSON, digests, base64, times, decimals, names.
 
-Canonical JSON is RFC 8785 limited to ASCII member names, integers below 2**53 in size and nesting below 16, so
-that Python's own ``json.dumps`` with sorted keys is exact. Every reader here is strict: duplicate member names,
-NaN, odd base64, half-written times and texts that UTF-8 cannot hold are refused, never repaired. Nothing here
-reads a file or knows what a document means.
+Canonical JSON is RFC 8785 limited to ASCII member names, integers below 2**53 in size and nesting below
+16, so that Python's own ``json.dumps`` with sorted keys is exact. Every reader here is strict: duplicate
+member names, NaN, odd base64, half-written times and texts that UTF-8 cannot hold are refused, never
+repaired. Nothing here reads a file or knows what a document means.
 """
 
 import base64
@@ -20,6 +20,7 @@ from storage.errors import Rejected, shown
 
 JSON_LIMIT_BYTES = 1 << 20
 MAX_DEPTH = 16
+MAX_READ_DEPTH = 64  # of standard documents, which others may nest deeper than we do
 MAX_INTEGER = 2**53 - 1
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -30,7 +31,7 @@ _INSTITUTION = re.compile(rf"{_LABEL}(\.{_LABEL})+")
 _ASSET_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
-# --- canonical JSON -------------------------------------------------------------------------------------
+# --- canonical JSON -------------------------------------------------------------------------------
 
 
 def canonical(value: Any, *, code: str = "E_MALFORMED") -> bytes:
@@ -114,7 +115,22 @@ def read_json(raw: bytes, *, code: str = "E_MALFORMED", limit: int = JSON_LIMIT_
         raise Rejected(code, f"JSON document: {error.msg} at character {error.pos}") from error
     except ValueError as error:  # an integer of thousands of digits
         raise Rejected(code, "JSON document: a number has too many digits") from error
+    _check_depth(value, code)
     return value
+
+
+def _check_depth(value: Any, code: str) -> None:
+    level = [value]
+    for _ in range(MAX_READ_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise Rejected(code, f"JSON document: nesting must stay below {MAX_READ_DEPTH}")
 
 
 def read_canonical(raw: bytes, *, code: str = "E_MALFORMED", limit: int = JSON_LIMIT_BYTES) -> Any:
@@ -125,7 +141,7 @@ def read_canonical(raw: bytes, *, code: str = "E_MALFORMED", limit: int = JSON_L
     return value
 
 
-# --- digests and base64 -----------------------------------------------------------------------------------
+# --- digests and base64 ---------------------------------------------------------------------------
 
 
 def sha256_hex(data: bytes) -> str:
@@ -156,7 +172,7 @@ def unb64(text: object, code: str = "E_MALFORMED") -> bytes:
     return data
 
 
-# --- times and decimals -------------------------------------------------------------------------------------
+# --- times and decimals ---------------------------------------------------------------------------
 
 
 def format_time(seconds: int) -> str:
@@ -198,7 +214,7 @@ def parse_decimal(text: object, code: str = "E_STATEMENT") -> Decimal:
     return Decimal(text)
 
 
-# --- names --------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def check_institution(name: object, code: str = "E_STATEMENT") -> str:

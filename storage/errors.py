@@ -8,9 +8,10 @@
     ├── Refused          asked for and not allowed: exit 1, knows the HTTP status and the field
     └── Misuse           our own caller broke a rule of the code: exit 2, never caught
 
-``code`` is a stable slug (``E_...``): the same in text, in ``--json``, in a problem document of the API and in a
-signed refusal. ``message`` names the object, the rule, what was expected and what was found. ``hint`` says what
-to do next. Neither ever holds a secret or a row of data; ``shown`` prints a stranger's value in a harmless form.
+``code`` is a stable slug (``E_...``): the same in text, in ``--json``, in a problem document of the API
+and in a signed refusal. ``message`` names the object, the rule, what was expected and what was found.
+``hint`` says what to do next. Neither ever holds a secret or a row of data; ``shown`` prints a stranger's
+value in a harmless form.
 """
 
 from enum import IntEnum

@@ -1,9 +1,9 @@
 """Signs and checks one document: an in-toto payload in a DSSE envelope in a Sigstore bundle, ECDSA P-256.
 
-One shape for everything that is ever signed, the shape that stock ``cosign`` and ``model_signing`` read. A
-statement's id is the digest of what is signed (the PAE), not of the signature, so a signature that was changed
-into another valid one is still the same statement. What a payload says is for ``storage.statements``; which key
-may sign what is for ``storage.keyring``.
+One shape for everything that is ever signed, the shape that stock ``cosign`` and ``model_signing`` read.
+A statement's id is the digest of what is signed (the PAE), not of the signature, so a signature that was
+changed into another valid one is still the same statement. What a payload says is for
+``storage.statements``; which key may sign what is for ``storage.keyring``.
 """
 
 import os
@@ -50,7 +50,7 @@ class Envelope:
     raw: bytes
 
 
-# --- keys ---------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 def new_private_key() -> PrivateKey:
@@ -87,7 +87,7 @@ def read_private_key(path: Path, *, curve: type[ec.EllipticCurve] = ec.SECP256R1
     """The private key in a file that only its owner can read.
 
     Raises:
-        Unchecked: ``E_KEY_FILE``; missing, a link, readable by others, or no unencrypted PEM key of ``curve``.
+        Unchecked: ``E_KEY_FILE``; missing, a link, readable by others, or no PEM key of ``curve``.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -139,7 +139,7 @@ def key_hint(key: PublicKey) -> str:
     return sha256_hex(public_pem(key).encode())
 
 
-# --- statements -----------------------------------------------------------------------------------------------
+# --- statements -----------------------------------------------------------------------------------
 
 
 def pae(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
