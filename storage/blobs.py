@@ -1,0 +1,432 @@
+"""Where bytes lie: one small protocol over object stores, and the stores that need no server.
+
+``BlobStore`` is what the rest of the house knows. ``FolderStore`` keeps one file per key under a folder and
+signs upload orders and read URLs for ``storage.blob_server``; ``MemoryStore`` is the same contract for tests.
+The S3 store is in ``storage.blobs_minio``. One code path and one test suite hold for all of them.
+
+An *order* is a signed request that can put exactly these bytes at exactly this key, until it expires: whoever
+holds it can do nothing else, and the store itself refuses other bytes. Keys say where bytes lie, never what
+they are: that is known once someone has checked the whole digest.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import quote
+
+from storage.encoding import format_time
+from storage.errors import Misuse, Refused, Unchecked
+from storage.order_signing import OrderSigner
+
+CHUNK_BYTES = 1 << 20
+MAX_KEY_BYTES = 1000
+ORDER_S = 900  # seconds that an upload order lives: S3's own rule for a signed header
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A signed upload request: send ``method url`` with these headers and the bytes that it names."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    expires: str  # YYYY-MM-DDThh:mm:ssZ
+
+
+class BlobStore(Protocol):
+    """Immutable bytes under slash-separated keys. A missing key raises ``Unchecked`` with ``E_NO_BLOB``."""
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
+        """Store durably, whole or not at all; ``create_only`` refuses a taken key (``E_BLOB_EXISTS``)."""
+
+    def get(self, key: str) -> bytes:
+        """All bytes of a small object."""
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """Bytes from ``offset``, fewer than ``length`` only at the object's end."""
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """All bytes in order, in pieces of at most a few MiB."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, or None where there is none."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; a missing one is no error."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys that start with ``prefix``, ascending."""
+
+    def order(self, key: str, sha256: str, size: int) -> Order:
+        """A request that puts the bytes of this digest and size at ``key``."""
+
+    def begin_parts(self, key: str) -> str:
+        """Start an object of several parts; returns the upload's id."""
+
+    def part_order(self, key: str, upload_id: str, number: int, sha256: str, size: int) -> Order:
+        """A request that puts part ``number`` (from 1); its answer's ``ETag`` names the part."""
+
+    def stored_parts(self, key: str, upload_id: str) -> dict[int, str]:
+        """Parts that the store holds by now: number -> ETag."""
+
+    def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
+        """Join the parts 1..n into the object. Repeating it after it succeeded is no error."""
+
+    def abort_parts(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; an unknown one is no error."""
+
+    def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
+        """URL that reads this object, without any other credential, for ``expires_s`` seconds."""
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it is one.
+
+    Parts hold letters, digits and ``._-``, and none starts with a dot: no ``..``, hidden file or ``//``.
+
+    >>> check_key("log/tile/0/x001/234.p/5")
+    'log/tile/0/x001/234.p/5'
+    """
+    if len(key) > MAX_KEY_BYTES or not _KEY.fullmatch(key):
+        raise Misuse("E_BLOB_KEY", f"{key[:80]!r} is not a key of the object store")
+    return key
+
+
+def no_blob(key: str) -> Unchecked:
+    return Unchecked("E_NO_BLOB", f"the object store has no object {key}")
+
+
+def blob_exists(key: str) -> Refused:
+    return Refused("E_BLOB_EXISTS", f"the object {key} exists already", status=409)
+
+
+def no_upload(upload_id: str) -> Unchecked:
+    return Unchecked("E_NO_UPLOAD", f"the object store has no unfinished upload {upload_id[:80]}")
+
+
+def check_parts(upload_id: str, etags: dict[int, str], stored: dict[int, str]) -> list[int]:
+    """Part numbers in order, if they run from 1 without gaps and the store holds each of them."""
+    numbers = sorted(etags)
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        raise Refused(
+            "E_PARTS", f"upload {upload_id}: parts {numbers[:20]} do not run from 1 without gaps", status=400
+        )
+    for number in numbers:
+        if stored.get(number) != etags[number]:
+            raise Refused(
+                "E_PARTS", f"upload {upload_id}: the store does not hold part {number} as named", status=400
+            )
+    return numbers
+
+
+# --- a folder -----------------------------------------------------------------------------------------------
+
+
+class FolderStore:
+    """Objects as files under ``root``; orders and URLs point to the blob server at ``public_url``."""
+
+    def __init__(
+        self, root: Path, public_url: str, secret: bytes, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._root = root
+        self._url = public_url.rstrip("/")
+        self._signer = OrderSigner(secret)
+        self._clock = clock
+        self._incoming = root / ".incoming"
+        self._uploads = root / ".parts"
+        for folder in (self._incoming, self._uploads):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """The file of this key, whether or not it exists."""
+        return self._root / check_key(key)
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
+        path = self.path(key)
+        incoming = self.new_incoming()
+        try:
+            with incoming.open("xb") as stream:
+                stream.write(data)
+                sync_file(stream)
+            self.install(incoming, path, create_only=create_only)
+        finally:
+            incoming.unlink(missing_ok=True)
+
+    def new_incoming(self) -> Path:
+        """A fresh name on the same file system, outside every key."""
+        return self._incoming / secrets.token_hex(16)
+
+    def install(self, incoming: Path, path: Path, *, create_only: bool = False) -> None:
+        """Make a finished, synced file visible at its final path, durably and in one step."""
+        _make_folder(path.parent)
+        if create_only:
+            try:
+                os.link(incoming, path)
+            except FileExistsError:
+                raise blob_exists(path.relative_to(self._root).as_posix()) from None
+        else:
+            incoming.replace(path)
+        sync_folder(path.parent)
+
+    def get(self, key: str) -> bytes:
+        with self.open(key) as stream:
+            return stream.read()
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        with self.open(key) as stream:
+            stream.seek(offset)
+            return stream.read(length)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        with self.open(key) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+    def open(self, key: str) -> BinaryIO:
+        """The object as an open file."""
+        try:
+            return self.path(key).open("rb")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise no_blob(key) from None
+
+    def size(self, key: str) -> int | None:
+        path = self.path(key)
+        return path.stat().st_size if path.is_file() else None
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        folder = prefix.rpartition("/")[0]
+        start = self.path(folder) if folder else self._root
+        keys = []
+        for where, folders, files in os.walk(start):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            base = Path(where).relative_to(self._root)
+            keys += [(base / name).as_posix() for name in files if not name.startswith(".")]
+        yield from sorted(key for key in keys if key.startswith(prefix))
+
+    def order(self, key: str, sha256: str, size: int) -> Order:
+        return self._order(check_key(key), "", sha256, size)
+
+    def _order(self, key: str, query: str, sha256: str, size: int) -> Order:
+        expires = int(self._clock()) + ORDER_S
+        headers = self._signer.order_headers(key, query, sha256, size, expires)
+        return Order("PUT", f"{self._url}/{key}{query}", headers, format_time(expires))
+
+    def begin_parts(self, key: str) -> str:
+        check_key(key)
+        upload_id = secrets.token_hex(16)
+        folder = self._uploads / upload_id
+        folder.mkdir()
+        (folder / "key").write_text(key)
+        sync_folder(self._uploads)
+        return upload_id
+
+    def part_order(self, key: str, upload_id: str, number: int, sha256: str, size: int) -> Order:
+        self.upload_folder(key, upload_id)
+        return self._order(key, f"?partNumber={number}&uploadId={upload_id}", sha256, size)
+
+    def upload_folder(self, key: str, upload_id: str) -> Path:
+        """Where the parts of this upload lie; the upload must be one of this key."""
+        folder = self._uploads / upload_id
+        if not _UPLOAD_ID.fullmatch(upload_id) or not folder.is_dir() or (folder / "key").read_text() != key:
+            raise no_upload(upload_id)
+        return folder
+
+    def stored_parts(self, key: str, upload_id: str) -> dict[int, str]:
+        names = [
+            path.name.split(".")
+            for path in self.upload_folder(key, upload_id).iterdir()
+            if path.name != "key"
+        ]
+        return {int(number): etag for number, etag in names}
+
+    def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
+        path = self.path(key)
+        try:
+            folder = self.upload_folder(key, upload_id)
+        except Unchecked:
+            if path.is_file():
+                return
+            raise
+        numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
+        incoming = self.new_incoming()
+        try:
+            with incoming.open("xb") as joined:
+                for number in numbers:
+                    with (folder / f"{number}.{etags[number]}").open("rb") as part:
+                        shutil.copyfileobj(part, joined, CHUNK_BYTES)
+                sync_file(joined)
+            self.install(incoming, path)
+        finally:
+            incoming.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+    def abort_parts(self, key: str, upload_id: str) -> None:
+        if _UPLOAD_ID.fullmatch(upload_id):
+            shutil.rmtree(self._uploads / upload_id, ignore_errors=True)
+
+    def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
+        query = self._signer.read_query(check_key(key), int(self._clock()) + expires_s, filename)
+        return f"{self._url}/{key}?{query}"
+
+
+def sync_file(stream: BinaryIO) -> None:
+    """Bring what was written to the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries (a rename, a new name) to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    """Like ``mkdir -p``, with each new folder's name brought to the disk."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
+
+
+def store_secret(root: Path) -> bytes:
+    """The secret that signs for this folder's blob server: made on first use, mode 0600."""
+    path = root / ".secret"
+    root.mkdir(parents=True, exist_ok=True)
+    fresh = root / f".secret.{secrets.token_hex(8)}"
+    if not path.exists():
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(secrets.token_hex(32).encode())
+            sync_file(stream)
+        try:
+            os.link(fresh, path)  # two starting at once: one secret wins, both read it
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise Unchecked(
+            "E_INPUT", f"the store's secret {path} has mode {mode:04o}, expected 0600", f"chmod 600 {path}"
+        )
+    return path.read_bytes()
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+class MemoryStore:
+    """The same contract in a dictionary, for tests; ``send`` stands for the store's own door."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+        self._signer = OrderSigner(secrets.token_bytes(32))
+        self._clock = clock
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
+        if create_only and check_key(key) in self.objects:
+            raise blob_exists(key)
+        self.objects[check_key(key)] = bytes(data)
+
+    def get(self, key: str) -> bytes:
+        if check_key(key) not in self.objects:
+            raise no_blob(key)
+        return self.objects[key]
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        return self.get(key)[offset : offset + length]
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        data = self.get(key)
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield data[start : start + CHUNK_BYTES]
+
+    def size(self, key: str) -> int | None:
+        return len(self.objects[key]) if check_key(key) in self.objects else None
+
+    def delete(self, key: str) -> None:
+        self.objects.pop(check_key(key), None)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        yield from sorted(key for key in self.objects if key.startswith(prefix))
+
+    def order(self, key: str, sha256: str, size: int) -> Order:
+        return self._order(check_key(key), "", sha256, size)
+
+    def _order(self, key: str, query: str, sha256: str, size: int) -> Order:
+        expires = int(self._clock()) + ORDER_S
+        headers = self._signer.order_headers(key, query, sha256, size, expires)
+        return Order("PUT", f"memory://store/{key}{query}", headers, format_time(expires))
+
+    def begin_parts(self, key: str) -> str:
+        upload_id = secrets.token_hex(16)
+        self.uploads[upload_id] = (check_key(key), {})
+        return upload_id
+
+    def part_order(self, key: str, upload_id: str, number: int, sha256: str, size: int) -> Order:
+        self._parts(key, upload_id)
+        return self._order(key, f"?partNumber={number}&uploadId={upload_id}", sha256, size)
+
+    def _parts(self, key: str, upload_id: str) -> dict[int, bytes]:
+        owner, parts = self.uploads.get(upload_id, ("", {}))
+        if owner != key:
+            raise no_upload(upload_id)
+        return parts
+
+    def stored_parts(self, key: str, upload_id: str) -> dict[int, str]:
+        return {n: hashlib.sha256(data).hexdigest() for n, data in self._parts(key, upload_id).items()}
+
+    def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
+        if upload_id not in self.uploads and key in self.objects:
+            return
+        parts = self._parts(key, upload_id)
+        numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
+        self.objects[key] = b"".join(parts[number] for number in numbers)
+        del self.uploads[upload_id]
+
+    def abort_parts(self, key: str, upload_id: str) -> None:
+        self.uploads.pop(upload_id, None)
+
+    def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
+        query = self._signer.read_query(check_key(key), int(self._clock()) + expires_s, filename)
+        return f"memory://store/{quote(key)}?{query}"
+
+    def send(self, order: Order, data: bytes) -> str:
+        """Do what the store does with this order's request; returns the ETag.
+
+        Raises:
+            Refused: a wrong signature, an expired order (403), or bytes that the order does not name (400).
+        """
+        target = order.url.removeprefix("memory://store/")
+        key, mark, rest = target.partition("?")
+        query = mark + rest
+        sha256, size = self._signer.check_order(key, query, order.headers, int(self._clock()))
+        if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+            raise Refused(
+                "E_DIGEST", f"the bytes sent for {key} are not those that the order names", status=400
+            )
+        if query:
+            fields = dict(item.split("=") for item in rest.split("&"))
+            self._parts(key, fields["uploadId"])[int(fields["partNumber"])] = data
+        else:
+            self.objects[key] = data
+        return sha256
