@@ -1,0 +1,344 @@
+"""Folds the updates of one round into the next weights: streaming, in fixed order, in flat memory.
+
+An update is a safetensors file with the layout of the base weights: float tensors hold the site's delta,
+other tensors (buffers) the site's whole value. New weights are the input moved by the merged deltas. Tensors
+are read in pieces from memory maps and written through a hashing writer, so peak memory depends neither on
+the model nor on the number of sites: ``BLOCK`` elements over all sites together. Same files in, same bytes
+out, on any machine. Strategies that pick sites (Krum, Multi-Krum, Bulyan) read the updates twice.
+
+Letters: S sites, n elements of a piece. Deliberately without network, torch and flwr.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from federation.errors import UpdateRejected
+from federation.strategies import Strategy
+from federation.tensors import (
+    Array,
+    FileDigest,
+    Layout,
+    TensorFile,
+    TensorSpec,
+    TensorWriter,
+    compute_dtype,
+    to_stored,
+)
+from storage.errors import Misuse, Rejected, Unchecked
+
+BLOCK = 1 << 20  # elements in memory at a time, over all sites together
+_NORM_PIECE = 1 << 16  # elements added up at a time for a distance: fixed, since it decides the rounding
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """One site's update, ready to be folded in.
+
+    Attributes:
+        site: how messages name it.
+        weight: a whole number above 0, from ``site_weight``.
+    """
+
+    site: str
+    path: Path
+    weight: int
+
+
+@dataclass(frozen=True)
+class AggregationResult:
+    """What one round made.
+
+    Attributes:
+        sha256, size, parts: of the new weights.
+        folded: sites in the order they were folded in; with Krum, only those picked.
+        state: the server optimiser's files by slot, empty for strategies that remember nothing.
+    """
+
+    sha256: str
+    size: int
+    parts: tuple[str, ...] | None
+    folded: tuple[str, ...]
+    state: dict[str, FileDigest]
+
+
+def site_weight(site: str, examples: object, weighting: str, max_examples: int) -> int:
+    """What one site weighs in the mean, from its own word on its examples.
+
+    Args:
+        weighting: "examples", capped so that no site can take the whole average, or "equal".
+    Raises:
+        UpdateRejected: ``E_EXAMPLES``: not a whole number from 1 to 2^53.
+    """
+    if type(examples) is not int or not 1 <= examples < 1 << 53:
+        raise UpdateRejected("E_EXAMPLES", f"{site}: examples should be a whole number above 0", site=site)
+    return 1 if weighting == "equal" else min(examples, max_examples)
+
+
+def check_update(site: str, path: Path, layout: Layout, *, size: int | None = None) -> None:
+    """Check one update alone, as soon as it has landed.
+
+    Args:
+        layout: of the weights that the round began with.
+        size: in bytes, as announced.
+    Raises:
+        UpdateRejected: ``E_TENSORS``, ``E_LAYOUT`` or ``E_NOT_FINITE``.
+    """
+    with _open_update(site, path, layout, size) as file:
+        for spec in layout.tensors:
+            for start, stop in file.pieces(spec.name):
+                _check_values(site, spec, file.read(spec.name, start, stop))
+                file.release()
+
+
+def aggregate(
+    strategy: Strategy,
+    start: Path,
+    updates: Sequence[SiteUpdate],
+    out: Path,
+    *,
+    round_number: int = 1,
+    state: Path | None = None,
+    next_state: Path | None = None,
+) -> AggregationResult:
+    """Fold updates into weights.
+
+    Args:
+        start: the weights that the round began with.
+        updates: in the plan's order of participants.
+        out: where the new weights go; nothing stands there unless all went well.
+        state: folder of the server optimiser's state after the round before; None before round 1.
+        next_state: existing folder for its state after this round; needed by FedAvgM, FedAdam, FedYogi and
+            FedAdagrad, unused by the others. It must outlive the process for a run to go on after a crash.
+    Raises:
+        Refused: ``E_TOO_FEW_UPDATES``.
+        UpdateRejected: one site's update is at fault; ``site`` says whose.
+        Rejected: ``E_NOT_FINITE``: the sum is beyond what the tensor's type holds; ``E_STATE``: the state is
+            not of the round before; ``E_TENSORS``: the start weights are malformed.
+    """
+    if not updates:
+        raise Misuse("E_NO_UPDATES", "a round without updates has no aggregate")
+    strategy.check_count(len(updates))
+    with ExitStack() as stack:
+        base = stack.enter_context(TensorFile(start))
+        files = [stack.enter_context(_open_update(one.site, one.path, base.layout)) for one in updates]
+        if strategy.select is not None:
+            picked = strategy.select(_distances(base.layout, updates, files))
+            updates, files = [updates[i] for i in picked], [files[i] for i in picked]
+        memory = stack.enter_context(_Memory(strategy, base.layout, round_number, state, next_state))
+        writer = stack.enter_context(TensorWriter(out, base.layout, base.metadata))
+        for spec in base.layout.tensors:
+            for begin, end in base.pieces(spec.name, max(1, BLOCK // len(files))):
+                values = [file.read(spec.name, begin, end) for file in files]
+                for one, piece in zip(updates, values, strict=True):
+                    _check_values(one.site, spec, piece)
+                if spec.is_float:
+                    old = base.read(spec.name, begin, end)
+                    writer.write(
+                        _move(strategy, spec, old, values, updates, memory, (begin, end), round_number)
+                    )
+                else:
+                    writer.write(_settle(strategy, values, updates))
+                for file in (base, *files):
+                    file.release()
+        saved = memory.finish()
+        made = writer.finish()
+    return AggregationResult(made.sha256, made.size, made.parts, tuple(one.site for one in updates), saved)
+
+
+def _move(
+    strategy: Strategy,
+    spec: TensorSpec,
+    old: Array,
+    deltas: Sequence[Array],
+    updates: Sequence[SiteUpdate],
+    memory: "_Memory",
+    piece: tuple[int, int],
+    round_number: int,
+) -> Array:
+    """New weights of one piece, shape (n,), in the type the sum was kept in."""
+    dtype = compute_dtype(spec.dtype)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        wide = [delta.astype(dtype, copy=False) for delta in deltas]
+        delta = strategy.merge(wide, [one.weight for one in updates])
+        new, kept = strategy.step(
+            old.astype(dtype, copy=False), delta, memory.read(spec, *piece), round_number
+        )
+        stored = to_stored(new, spec.dtype)
+        finite = np.isfinite(_widened(stored, spec.dtype)).all() and all(
+            np.isfinite(slot).all() for slot in kept
+        )
+    if not finite:
+        raise Rejected(
+            "E_NOT_FINITE",
+            f"tensor {spec.name}: the new weights are no finite {spec.dtype}, or those before were not",
+            "look at the sites' norms and lower the learning rate",
+        )
+    memory.write(kept)
+    return new
+
+
+def _widened(stored: Array, dtype: str) -> Array:
+    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
+
+
+def _settle(strategy: Strategy, values: Sequence[Array], updates: Sequence[SiteUpdate]) -> Array:
+    """One value for a buffer, always one that a site has sent: blends of indices or counts mean nothing.
+
+    The heaviest site's (the first among equals); the lower middle one of each element for robust strategies.
+    """
+    if strategy.merge.robust:
+        middle: Array = np.sort(np.stack(values), axis=0)[(len(values) - 1) // 2]
+        return middle
+    heaviest = max(range(len(updates)), key=lambda place: (updates[place].weight, -place))
+    return values[heaviest]
+
+
+def _open_update(site: str, path: Path, layout: Layout, size: int | None = None) -> TensorFile:
+    try:
+        return TensorFile(path, expect=layout, size=size)
+    except Rejected as error:
+        raise UpdateRejected(
+            error.code, f"update of {site}: {error.message}", error.hint, site=site
+        ) from error
+
+
+def _check_values(site: str, spec: TensorSpec, values: Array) -> None:
+    """Refuse NaN and infinity in floats, and bytes that are neither 0 nor 1 in booleans."""
+    if spec.is_float:
+        good = np.isfinite(values).all()
+    elif spec.dtype == "BOOL":
+        good = (values.view(np.uint8) <= 1).all()
+    else:
+        return
+    if not good:
+        raise UpdateRejected(
+            "E_NOT_FINITE",
+            f"update of {site}: tensor {spec.name} holds a value that is no finite {spec.dtype}",
+            "the site should lower its learning rate or look at its data",
+            site=site,
+        )
+
+
+def _distances(
+    layout: Layout, updates: Sequence[SiteUpdate], files: Sequence[TensorFile]
+) -> list[list[float]]:
+    """Squared L2 distances between all pairs of updates over their float tensors, S x S, in float64.
+
+    By differences rather than by a Gram matrix: equal updates are at distance 0 exactly, and there is no
+    cancellation. The price is S (S - 1) / 2 passes over each piece in memory.
+    """
+    sites = len(files)
+    total = [[0.0] * sites for _ in range(sites)]
+    for spec in (tensor for tensor in layout.tensors if tensor.is_float):
+        for start, stop in files[0].pieces(spec.name, max(1, min(_NORM_PIECE, BLOCK // sites))):
+            pieces = [file.read(spec.name, start, stop).astype(np.float64) for file in files]
+            for one, piece in zip(updates, pieces, strict=True):
+                _check_values(one.site, spec, piece)
+            for i in range(sites):
+                for j in range(i):
+                    total[i][j] += sum_of_squares(pieces[i] - pieces[j])
+            for file in files:
+                file.release()
+    for i in range(sites):
+        for j in range(i):
+            total[j][i] = total[i][j]
+    return total
+
+
+def sum_of_squares(values: Array) -> float:
+    """The sum of squares of float64 values, shape (n,), added in halves: the same on any machine.
+
+    Library sums and dot products choose their order by the processor; element-wise addition cannot.
+
+    >>> sum_of_squares(np.array([1.0, 2.0, 3.0]))
+    14.0
+    """
+    with np.errstate(over="ignore"):
+        rest = values * values
+        while len(rest) > 1:
+            half = len(rest) // 2
+            folded = rest[:half] + rest[half : 2 * half]
+            rest = np.concatenate([folded, rest[2 * half :]]) if len(rest) % 2 else folded
+    return float(rest[0]) if len(rest) else 0.0
+
+
+class _Memory:
+    """The server optimiser's memory: one safetensors file per slot, read and written beside the weights."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        layout: Layout,
+        round_number: int,
+        state: Path | None,
+        next_state: Path | None,
+    ) -> None:
+        self._slots = strategy.step.slots
+        self._old: list[TensorFile] = []
+        self._new: list[TensorWriter] = []
+        if not self._slots:
+            return
+        if next_state is None:
+            raise Misuse("E_STATE", f"{strategy.name} needs a folder for its state")
+        if (state is None) != (round_number == 1):
+            raise Misuse(
+                "E_STATE", f"{strategy.name}: round {round_number} needs the state of the round before"
+            )
+        slots = Layout(
+            tuple(
+                TensorSpec(spec.name, "F64" if spec.dtype == "F64" else "F32", spec.shape)
+                for spec in layout.tensors
+                if spec.is_float
+            )
+        )
+        with ExitStack() as undo:
+            for slot in self._slots:
+                name = f"{slot}.safetensors"
+                if state is not None:
+                    self._old.append(
+                        undo.enter_context(_open_state(state / name, slots, strategy, round_number))
+                    )
+                metadata = {"strategy": strategy.name, "round": str(round_number)}
+                self._new.append(undo.enter_context(TensorWriter(next_state / name, slots, metadata)))
+            self._open_files = undo.pop_all()
+
+    def read(self, spec: TensorSpec, start: int, stop: int) -> list[Array]:
+        """The memory of one piece, one array of shape (n,) per slot; zeros before round 1."""
+        if not self._slots:
+            return []
+        if not self._old:
+            return [np.zeros(stop - start, compute_dtype(spec.dtype)) for _ in self._slots]
+        for file in self._old:
+            file.release()
+        return [file.read(spec.name, start, stop) for file in self._old]
+
+    def write(self, kept: Sequence[Array]) -> None:
+        for writer, values in zip(self._new, kept, strict=True):
+            writer.write(values)
+
+    def finish(self) -> dict[str, FileDigest]:
+        return {slot: writer.finish() for slot, writer in zip(self._slots, self._new, strict=False)}
+
+    def __enter__(self) -> "_Memory":
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        if self._slots:
+            self._open_files.close()
+
+
+def _open_state(path: Path, layout: Layout, strategy: Strategy, round_number: int) -> TensorFile:
+    try:
+        file = TensorFile(path, expect=layout)
+    except (Rejected, Unchecked) as error:
+        raise type(error)("E_STATE", f"state of {strategy.name}: {error.message}", error.hint) from error
+    expected = {"strategy": strategy.name, "round": str(round_number - 1)}
+    if file.metadata != expected:
+        file.close()
+        raise Rejected("E_STATE", f"{path.name}: expected the state {expected}, found {file.metadata}")
+    return file

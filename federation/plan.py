@@ -1,0 +1,472 @@
+"""What a training plan fixes: ``config.json``, ``recipe.json``, and the one object that reads all of it.
+
+Both files are canonical JSON that a person can hold; the plan statement names their digests. A site rebuilds
+``recipe.json`` from its own installed files, so the digest is of code and not of a name. ``config.json``
+decides everything else about the result, so every field is required and none is unknown. Deliberately
+without numpy, torch and flwr: the hub and an auditor read plans too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from storage.manifests import check_names
+
+from federation.fields import Schema, boolean, decimal, integer, one_of, problems, text
+from federation.recipes.catalogue import RECIPES, Recipe
+from storage.encoding import canonical, parse_time, read_canonical, sha256_hex
+from storage.errors import FedhubError, Rejected, Unchecked, shown
+from storage.statements import Statement
+
+CONFIG_TYPE = "https://fedhub.dev/config/v1"
+MODEL_CONFIG_TYPE = "https://fedhub.dev/model-config/v1"
+CONFIG_BYTES = 1 << 20
+RECIPE_BYTES = 1 << 16
+MAX_INTEGER = (1 << 53) - 1
+
+_HERE = Path(__file__).parent
+
+_SERVER: dict[str, Schema] = {
+    "FedAvg": {},
+    "FedProx": {},
+    "FedAvgM": {
+        "serverLearningRate": decimal("0", "100", above=True),
+        "serverMomentum": decimal("0", "1", below=True),
+    },
+    "FedAdam": {
+        "eta": decimal("0", "100", above=True),
+        "beta1": decimal("0", "1", below=True),
+        "beta2": decimal("0", "1", below=True),
+        "tau": decimal("0", "1", above=True),
+    },
+    "FedYogi": {
+        "eta": decimal("0", "100", above=True),
+        "beta1": decimal("0", "1", below=True),
+        "beta2": decimal("0", "1", below=True),
+        "tau": decimal("0", "1", above=True),
+    },
+    "FedAdagrad": {"eta": decimal("0", "100", above=True), "tau": decimal("0", "1", above=True)},
+    "FedMedian": {},
+    "FedTrimmedAvg": {"beta": decimal("0", "0.5", below=True)},
+    "Krum": {"malicious": integer(0, 1000)},
+    "MultiKrum": {"malicious": integer(0, 1000), "select": integer(1, 1000)},
+    "Bulyan": {"malicious": integer(0, 1000)},
+}
+STRATEGIES = tuple(_SERVER)
+
+# Strategies that count every site once, whatever a site says about its examples.
+_EQUAL_ONLY = ("FedMedian", "FedTrimmedAvg", "Bulyan")
+
+_CONFIG: Schema = {
+    "type": one_of(CONFIG_TYPE),
+    "recipe": lambda value: None if isinstance(value, dict) else "an object",
+    "strategy": lambda value: None if isinstance(value, dict) else "an object",
+    "seed": integer(0, MAX_INTEGER),
+    "weighting": one_of("examples", "equal"),
+    "maxExamples": integer(1, MAX_INTEGER),
+    "compression": one_of("none"),
+    "quorum": integer(1, 1000),
+    "roundDeadline": integer(1, 30 * 86_400),
+    "keepUpdates": boolean,
+    "badUpdate": one_of("leave-out", "stop"),
+    "weights": text(r"[^\x00]{1,1024}", "a file name of the base version"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One ``config.json``, read and checked.
+
+    Attributes:
+        recipe, recipe_version, parameters: the training code's name and everything it takes.
+        strategy, strategy_parameters: how updates become an aggregate.
+        weighting: "examples" or "equal"; ``max_examples`` caps what one site can weigh.
+        quorum: replies without which a round is not closed. ``round_deadline_s``: seconds a round stays open.
+        bad_update: "leave-out" or "stop", when a site's update breaks a rule.
+        weights: name of the file of the base version that travels.
+        raw, digest: the file's bytes and their SHA-256.
+    """
+
+    recipe: str
+    recipe_version: str
+    parameters: Mapping[str, Any]
+    strategy: str
+    strategy_parameters: Mapping[str, Any]
+    seed: int
+    weighting: str
+    max_examples: int
+    compression: str
+    quorum: int
+    round_deadline_s: int
+    keep_updates: bool
+    bad_update: str
+    weights: str
+    raw: bytes
+    digest: str
+
+
+@dataclass(frozen=True)
+class PlanSite:
+    """One participant of a plan: an institution and the asset id of the dataset it trains on."""
+
+    institution: str
+    dataset: str
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A plan with the two files that it names, agreeing with each other.
+
+    Attributes:
+        id: the plan's statement id.
+        sites: participants in the plan's order, which is the order updates are folded in.
+        base: asset id of the base version. ``code``: digest of ``recipe.json``.
+        expires: seconds since 1970, UTC.
+        epsilon, delta: the plan's privacy terms, or None when it promises none.
+    """
+
+    id: str
+    issuer: str
+    rounds: int
+    min_participants: int
+    approvals: int
+    expires: int
+    epsilon: Decimal | None
+    delta: Decimal | None
+    sites: tuple[PlanSite, ...]
+    base: str
+    code: str
+    config: Config
+
+    def site(self, dataset: str) -> PlanSite | None:
+        """The participant whose dataset has this asset id, or None."""
+        return next((site for site in self.sites if site.dataset == dataset), None)
+
+
+def make_config(
+    recipe: str,
+    parameters: Mapping[str, Any],
+    *,
+    quorum: int,
+    seed: int = 1,
+    strategy: str = "FedAvg",
+    strategy_parameters: Mapping[str, Any] | None = None,
+    weighting: str = "examples",
+    max_examples: int = 1_000_000,
+    round_deadline_s: int = 600,
+    keep_updates: bool = True,
+    bad_update: str = "leave-out",
+    weights: str = "model.safetensors",
+) -> bytes:
+    """The bytes of a ``config.json`` for a recipe installed here, already checked.
+
+    Raises:
+        Rejected: ``E_CONFIG``, naming every bad field.
+    """
+    installed = RECIPES.get(recipe)
+    raw = canonical(
+        {
+            "type": CONFIG_TYPE,
+            "recipe": {
+                "name": recipe,
+                "version": installed.version if installed else "1",
+                "parameters": dict(parameters),
+            },
+            "strategy": {"name": strategy, "parameters": dict(strategy_parameters or {})},
+            "seed": seed,
+            "weighting": weighting,
+            "maxExamples": max_examples,
+            "compression": "none",
+            "quorum": quorum,
+            "roundDeadline": round_deadline_s,
+            "keepUpdates": keep_updates,
+            "badUpdate": bad_update,
+            "weights": weights,
+        },
+        code="E_CONFIG",
+    )
+    return read_config(raw).raw
+
+
+def read_config(raw: bytes) -> Config:
+    """Read the bytes of a ``config.json``.
+
+    Raises:
+        Rejected: ``E_CONFIG``: not canonical JSON, or at least one bad field; the message names every one.
+    """
+    value = read_canonical(raw, code="E_CONFIG", limit=CONFIG_BYTES)
+    found = problems(value, _CONFIG)
+    recipe, strategy = _part(value, "recipe"), _part(value, "strategy")
+    if recipe is not None:
+        found += _recipe_problems(recipe, "recipe")
+    if strategy is not None:
+        found += _strategy_problems(strategy)
+    found += _weights_problems(value)
+    if not found:
+        found = _together(value)
+    if found:
+        raise _rejected("config.json", found)
+    return Config(
+        recipe=value["recipe"]["name"],
+        recipe_version=value["recipe"]["version"],
+        parameters=value["recipe"]["parameters"],
+        strategy=value["strategy"]["name"],
+        strategy_parameters=value["strategy"]["parameters"],
+        seed=value["seed"],
+        weighting=value["weighting"],
+        max_examples=value["maxExamples"],
+        compression=value["compression"],
+        quorum=value["quorum"],
+        round_deadline_s=value["roundDeadline"],
+        keep_updates=value["keepUpdates"],
+        bad_update=value["badUpdate"],
+        weights=value["weights"],
+        raw=raw,
+        digest=sha256_hex(raw),
+    )
+
+
+def build_recipe(name: str) -> bytes:
+    """``recipe.json`` over the installed source files of a recipe.
+
+    Raises:
+        Rejected: ``E_RECIPE``: no recipe of that name is installed.
+        Unchecked: ``E_RECIPE_SOURCE``: a source file is missing from the installation.
+    """
+    recipe = _installed(name)
+    files = []
+    for file in recipe.files:
+        try:
+            source = (_HERE / file).read_bytes()
+        except OSError as error:
+            raise Unchecked(
+                "E_RECIPE_SOURCE",
+                f"recipe {name}: source file federation/{file} cannot be read",
+                "install fedhub again with its source files",
+            ) from error
+        files.append({"name": file, "sha256": sha256_hex(source), "size": len(source)})
+    return canonical({"name": recipe.name, "version": recipe.version, "files": files})
+
+
+def check_recipe(config: Config, code: str) -> None:
+    """Check that the recipe installed here is byte for byte the code that a plan names.
+
+    Args:
+        code: the plan's ``subject[0]`` digest.
+    Raises:
+        Rejected: ``E_RECIPE``: no such recipe here, or its files have another digest.
+    """
+    installed = sha256_hex(build_recipe(config.recipe))
+    if installed != code:
+        raise Rejected(
+            "E_RECIPE",
+            f"recipe {config.recipe}: the plan names code {code}, the code installed here is {installed}",
+            "install the fedhub release that the plan's owner used, or ask the owner for a new plan",
+        )
+
+
+def read_plan(statement: Statement, recipe: bytes, config: bytes) -> TrainingPlan:
+    """One object from a plan statement and the two files that it names.
+
+    Says nothing about who signed the statement or whether the recipe is installed: see ``check_recipe``.
+
+    Raises:
+        Rejected: ``E_PLAN``: a file has another digest than the plan says, or statement, recipe and config
+            disagree; ``E_CONFIG``, ``E_RECIPE``: a file is malformed.
+    """
+    if statement.kind != "plan":
+        raise Rejected("E_PLAN", f"statement {statement.id}: expected a plan, found {statement.kind}")
+    digests = [digest for _, digest in statement.subjects]
+    if len(digests) != 3:
+        raise Rejected("E_PLAN", f"plan {statement.id}: expected 3 subjects, found {len(digests)}")
+    for name, digest, raw in (("recipe.json", digests[0], recipe), ("config.json", digests[2], config)):
+        if sha256_hex(raw) != digest:
+            raise Rejected(
+                "E_PLAN", f"plan {statement.id}: {name} should be {digest}, these bytes are {sha256_hex(raw)}"
+            )
+    settings = read_config(config)
+    terms = statement.predicate
+    plan = TrainingPlan(
+        id=statement.id,
+        issuer=statement.issuer,
+        rounds=terms["rounds"],
+        min_participants=terms["minParticipants"],
+        approvals=terms["approvals"],
+        expires=parse_time(terms["expires"], "E_PLAN"),
+        epsilon=Decimal(terms["epsilon"]) if "epsilon" in terms else None,
+        delta=Decimal(terms["delta"]) if "delta" in terms else None,
+        sites=tuple(PlanSite(site["institution"], site["dataset"]) for site in terms["participants"]),
+        base=digests[1],
+        code=digests[0],
+        config=settings,
+    )
+    _check_agreement(plan, terms["strategy"], recipe)
+    return plan
+
+
+def make_model_config(recipe: str, parameters: Mapping[str, Any]) -> bytes:
+    """``config.json`` of a model folder: which recipe loads its weights, and with which parameters.
+
+    Raises:
+        Rejected: ``E_MODEL_CONFIG``, naming every bad field.
+    """
+    version = RECIPES[recipe].version if recipe in RECIPES else "1"
+    value = {"name": recipe, "version": version, "parameters": dict(parameters)}
+    raw = canonical({"type": MODEL_CONFIG_TYPE, "recipe": value}, code="E_MODEL_CONFIG")
+    read_model_config(raw)
+    return raw
+
+
+def read_model_config(raw: bytes) -> tuple[str, Mapping[str, Any]]:
+    """The recipe's name and parameters from the ``config.json`` of a model folder.
+
+    Raises:
+        Rejected: ``E_MODEL_CONFIG``, naming every bad field.
+    """
+    value = read_canonical(raw, code="E_MODEL_CONFIG", limit=CONFIG_BYTES)
+    schema: Schema = {"type": one_of(MODEL_CONFIG_TYPE), "recipe": _CONFIG["recipe"]}
+    found = problems(value, schema)
+    recipe = _part(value, "recipe")
+    if recipe is not None:
+        found += _recipe_problems(recipe, "recipe")
+    if found:
+        raise _rejected("the model's config.json", found, "E_MODEL_CONFIG")
+    return value["recipe"]["name"], value["recipe"]["parameters"]
+
+
+def check_parameters(recipe: str, parameters: Mapping[str, Any]) -> None:
+    """Check a recipe's parameters before they are used.
+
+    Raises:
+        Rejected: ``E_RECIPE``: no such recipe; ``E_CONFIG``, naming every bad parameter.
+    """
+    found = _installed(recipe).problems(dict(parameters), "parameters")
+    if found:
+        raise _rejected(f"recipe {recipe}", found)
+
+
+def _installed(name: str) -> Recipe:
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise Rejected(
+            "E_RECIPE", f"no recipe {shown(name)} is installed here", f"recipes: {', '.join(sorted(RECIPES))}"
+        ) from None
+
+
+def _part(value: object, name: str) -> dict[str, Any] | None:
+    part = value.get(name) if isinstance(value, dict) else None
+    return part if isinstance(part, dict) else None
+
+
+def _recipe_problems(recipe: dict[str, Any], where: str) -> list[str]:
+    schema: Schema = {
+        "name": one_of(*sorted(RECIPES)),
+        "version": text(r"[0-9]{1,6}", "digits as text"),
+        "parameters": lambda value: None if isinstance(value, dict) else "an object",
+    }
+    found = problems(recipe, schema, where)
+    name = recipe.get("name")
+    known = RECIPES.get(name) if isinstance(name, str) else None
+    if known is None:
+        return found
+    if isinstance(recipe.get("version"), str) and recipe["version"] != known.version:
+        found.append(
+            f"{where}.version: expected {known.version!r}, the version installed here, "
+            f"found {shown(recipe['version'])}"
+        )
+    if isinstance(recipe.get("parameters"), dict):
+        found += known.problems(recipe["parameters"], f"{where}.parameters")
+    return found
+
+
+def _strategy_problems(strategy: dict[str, Any]) -> list[str]:
+    name = strategy.get("name")
+    parameters = _SERVER.get(name) if isinstance(name, str) else None
+    schema: Schema = {
+        "name": one_of(*STRATEGIES),
+        "parameters": lambda value: None if isinstance(value, dict) else "an object",
+    }
+    found = problems(strategy, schema, "strategy")
+    if parameters is not None and isinstance(strategy.get("parameters"), dict):
+        found += problems(strategy["parameters"], parameters, "strategy.parameters")
+    return found
+
+
+def _weights_problems(value: object) -> list[str]:
+    name = value.get("weights") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        return []
+    try:
+        check_names([name])
+    except FedhubError as error:
+        return [f"weights: {error.message}"]
+    return (
+        []
+        if name.endswith(".safetensors")
+        else [f"weights: expected a .safetensors file, found {shown(name)}"]
+    )
+
+
+def least_sites(strategy: str, parameters: Mapping[str, Any]) -> int:
+    """How many updates a strategy needs before its promise against hostile sites means anything.
+
+    Source: n >= 2f + 3 in Blanchard et al. 2017 (arXiv 1703.02757), n >= 4f + 3 in El Mhamdi et al. 2018
+    (arXiv 1802.07927), f being the number of malicious sites.
+    """
+    if strategy in ("Krum", "MultiKrum"):
+        least = 2 * int(parameters["malicious"]) + 3
+        return max(least, int(parameters.get("select", 1)) + int(parameters["malicious"]))
+    if strategy == "Bulyan":
+        return 4 * int(parameters["malicious"]) + 3
+    return 1
+
+
+def _together(value: dict[str, Any]) -> list[str]:
+    """Rules between fields that are each well by themselves."""
+    found = []
+    strategy, parameters = value["strategy"]["name"], value["strategy"]["parameters"]
+    least = least_sites(strategy, parameters)
+    if value["quorum"] < least:
+        found.append(
+            f"quorum: {strategy} with these parameters needs at least {least}, found {value['quorum']}"
+        )
+    if strategy in _EQUAL_ONLY and value["weighting"] != "equal":
+        found.append(f"weighting: {strategy} counts every site once, expected 'equal', found 'examples'")
+    if strategy == "FedProx" and not Decimal(value["recipe"]["parameters"]["proximalMu"]):
+        found.append("recipe.parameters.proximalMu: FedProx needs a decimal above 0, found '0'")
+    return found
+
+
+def _check_agreement(plan: TrainingPlan, strategy: str, recipe: bytes) -> None:
+    """Check that statement, recipe and config speak of the same training."""
+    found = []
+    named = read_canonical(recipe, code="E_RECIPE", limit=RECIPE_BYTES)
+    names = (named.get("name"), named.get("version")) if isinstance(named, dict) else (None, None)
+    config = plan.config
+    if names != (config.recipe, config.recipe_version):
+        found.append(
+            f"recipe.json is {shown(names[0])} version {shown(names[1])}, "
+            f"config.json names {config.recipe!r} version {config.recipe_version!r}"
+        )
+    if strategy != config.strategy:
+        found.append(f"the plan's strategy is {shown(strategy)}, config.json names {config.strategy!r}")
+    if not plan.min_participants <= config.quorum <= len(plan.sites):
+        found.append(
+            f"quorum {config.quorum} should be from minParticipants {plan.min_participants} "
+            f"to {len(plan.sites)} participants"
+        )
+    datasets = [site.dataset for site in plan.sites]
+    if len(set(datasets)) < len(datasets):
+        found.append("a dataset takes part twice")
+    if found:
+        raise Rejected("E_PLAN", f"plan {plan.id}: " + "; ".join(found), "the plan's owner makes a new plan")
+
+
+def _rejected(document: str, found: list[str], code: str = "E_CONFIG") -> Rejected:
+    count = "1 field is wrong" if len(found) == 1 else f"{len(found)} fields are wrong"
+    return Rejected(
+        code, f"{document}: {count}: " + "; ".join(found), "correct the fields named and try again"
+    )

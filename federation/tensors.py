@@ -1,0 +1,460 @@
+"""Named tensors in safetensors files: a reader that trusts nothing and a writer that hashes as it writes.
+
+A file is ``uint64 little-endian header length, JSON header, tensor bytes``. The reader checks the whole
+header against the file's size, and against the layout the caller expects, before it maps a tensor; then it
+hands out views of one memory map in pieces and gives the pages back. So memory is bounded by the piece, not
+the file. A mapped file must not be changed while it is open: readers are for files of our own, fetched and
+checked.
+
+Letters: n elements of one piece. Deliberately without torch, and never pickle.
+Source: https://huggingface.co/docs/safetensors, "Format"; our limits are tighter and stand below.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.encoding import read_json
+from storage.errors import FedhubError, Misuse, Rejected, Unchecked, shown
+from storage.manifests import PART_BYTES
+
+Array = NDArray[Any]
+
+MAX_HEADER_BYTES = 4 << 20  # ten thousand tensors take about one
+MAX_TENSORS = 65_536
+MAX_NAME = 512  # characters
+MAX_DIMENSIONS = 8
+PIECE = 1 << 20  # elements handed out at a time
+
+# bfloat16 has no numpy type: its bits travel as uint16 and are widened to float32 to compute.
+_NUMPY = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and shape of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.count * _NUMPY[self.dtype].itemsize
+
+    @property
+    def is_float(self) -> bool:
+        """Whether training moves it; other tensors are buffers that travel whole."""
+        return self.dtype in FLOATS
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a file in the order of their bytes."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+    def differences(self, found: "Layout") -> list[str]:
+        """How another layout differs in names, types or shapes, at most five, as text; order may differ."""
+        mine, theirs = {t.name: t for t in self.tensors}, {t.name: t for t in found.tensors}
+        texts = [f"tensor {shown(name)} is missing" for name in mine if name not in theirs]
+        texts += [f"tensor {shown(name)} is not expected" for name in theirs if name not in mine]
+        for name, spec in mine.items():
+            other = theirs.get(name)
+            if other is not None and (spec.dtype, spec.shape) != (other.dtype, other.shape):
+                texts.append(
+                    f"tensor {shown(name)}: expected {spec.dtype} {list(spec.shape)}, "
+                    f"found {other.dtype} {list(other.shape)}"
+                )
+        return texts[:5]
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What a reference to a file says: SHA-256, size in bytes, SHA-256 of each 32 MiB part of a larger one."""
+
+    sha256: str
+    size: int
+    parts: tuple[str, ...] | None
+
+
+class TensorFile:
+    """A safetensors file, open for reading.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.safetensors")
+    ...     digest = write_tensors(path, {"w": np.array([1.0, 2.0], np.float32)})
+    ...     with TensorFile(path) as file:
+    ...         file.read("w").tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, path: Path, *, expect: Layout | None = None, size: int | None = None) -> None:
+        """Open and check the header.
+
+        Args:
+            path: a regular file that nobody changes while it is open.
+            expect: the layout it must have, in names, types and shapes.
+            size: the size in bytes that was announced.
+        Raises:
+            Unchecked: ``E_TENSORS_MISSING``: the file cannot be read.
+            Rejected: ``E_TENSORS``: not a safetensors file within our limits; ``E_LAYOUT``: not as expected.
+        """
+        self.path = path
+        self._map: mmap.mmap | None = None
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise Unchecked("E_TENSORS_MISSING", f"{path.name}: cannot be read ({error.strerror})") from error
+        try:
+            self._open(expect, size)
+        except (FedhubError, OSError):
+            self._file.close()
+            raise
+
+    def _open(self, expect: Layout | None, size: int | None) -> None:
+        status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _malformed(self.path, "not a regular file")
+        if size is not None and status.st_size != size:
+            raise _malformed(self.path, f"announced as {size} bytes, it has {status.st_size}")
+        head = self._file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= MAX_HEADER_BYTES:
+            raise _malformed(
+                self.path, f"its header should have 2 to {MAX_HEADER_BYTES} bytes, it says {length}"
+            )
+        if 8 + length > status.st_size:
+            raise _malformed(self.path, f"its header should have {length} bytes, the file ends before")
+        start = 8 + length
+        self.layout, self.metadata, self._offsets = _read_header(
+            self.path, self._file.read(length), status.st_size - start
+        )
+        if expect is not None and (differences := expect.differences(self.layout)):
+            raise Rejected(
+                "E_LAYOUT",
+                f"{self.path.name}: " + "; ".join(differences),
+                "the tensors must be those of the plan's base weights",
+            )
+        self._specs = {tensor.name: tensor for tensor in self.layout.tensors}
+        self._start = start
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Elements ``start`` to ``stop`` of one tensor, flat, shape (n,), read-only.
+
+        A view of the map, in the tensor's own type; bfloat16 is widened to float32 (a copy). The pages stay
+        in memory until ``release``.
+        """
+        if self._map is None:
+            raise Misuse("E_CLOSED", f"{self.path.name} is closed")
+        spec = self._specs[name]
+        dtype = _NUMPY[spec.dtype]
+        stop = spec.count if stop is None else min(stop, spec.count)
+        if stop <= start:
+            return np.empty(0, np.float32 if spec.dtype == "BF16" else dtype)
+        offset = self._start + self._offsets[name] + start * dtype.itemsize
+        view = np.frombuffer(self._map, dtype, stop - start, offset)
+        if spec.dtype == "BF16":
+            return (view.astype(np.uint32) << 16).view(np.float32)
+        return view
+
+    def pieces(self, name: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
+        """The (start, stop) pairs that cut one tensor into pieces of at most ``size`` elements."""
+        count = self._specs[name].count
+        for start in range(0, count, size):
+            yield start, min(start + size, count)
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system; views stay valid and read from disk again."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def array(self, name: str) -> Array:
+        """A copy of one whole tensor in its own shape; bfloat16 as float32."""
+        copy: Array = self.read(name).reshape(self._specs[name].shape).copy()
+        return copy
+
+    def close(self) -> None:
+        if self._map is not None:
+            try:
+                self._map.close()
+            except BufferError:
+                pass  # a view is still alive somewhere; the map goes when it does
+            self._map = None
+        self._file.close()
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TensorWriter:
+    """Writes one safetensors file front to back, hashing every byte once on the way.
+
+    The file stands at its path only after ``finish``; leaving the ``with`` block before that removes all
+    traces.
+    """
+
+    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
+        """Begin a file.
+
+        Args:
+            layout: tensors in the order they will be written.
+            metadata: text to text, stored in the header.
+        """
+        self.path = path
+        header = _header(layout, metadata)
+        self.size = len(header) + layout.data_bytes
+        self._layout = layout
+        self._index = 0
+        self._left = layout.tensors[0].size_bytes if layout.tensors else 0
+        self._hash = hashlib.sha256()
+        self._written = 0
+        self._part = hashlib.sha256()
+        self._parts: list[str] | None = [] if self.size > PART_BYTES else None
+        self._temporary = path.with_name(path.name + ".part")
+        try:
+            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        self._put(memoryview(header))
+
+    def write(self, values: Array) -> None:
+        """Append the next elements of the tensor that is being written.
+
+        Args:
+            values: shape (n,), in the tensor's own type; for bfloat16 float32, rounded to nearest even.
+        Raises:
+            Misuse: not the type or more than the elements that the layout says.
+        """
+        while self._left == 0 and self._index + 1 < len(self._layout.tensors):
+            self._index += 1
+            self._left = self._layout.tensors[self._index].size_bytes
+        if not self._layout.tensors:
+            raise Misuse("E_WRITE", f"{self.path.name}: the layout has no tensor to write")
+        spec = self._layout.tensors[self._index]
+        data = np.ascontiguousarray(to_stored(values, spec.dtype))
+        if data.nbytes > self._left:
+            raise Misuse(
+                "E_WRITE", f"tensor {spec.name}: {data.nbytes} bytes given, {self._left} left to write"
+            )
+        self._left -= data.nbytes
+        if data.nbytes:
+            self._put(memoryview(data.reshape(-1)).cast("B"))
+
+    def finish(self) -> FileDigest:
+        """Close the file, move it to its path, and say what it is.
+
+        Raises:
+            Misuse: tensors are incomplete.
+        """
+        if self._written != self.size:
+            raise Misuse("E_WRITE", f"{self.path.name}: {self._written} of {self.size} bytes were written")
+        if self._parts is not None and self._written % PART_BYTES:
+            self._parts.append(self._part.hexdigest())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        parts = tuple(self._parts) if self._parts is not None else None
+        return FileDigest(self._hash.hexdigest(), self.size, parts)
+
+    def _put(self, data: memoryview) -> None:
+        view = data
+        while view:
+            try:
+                view = view[self._file.write(view) :]
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+        self._hash.update(data)
+        while self._parts is not None and data:
+            room = PART_BYTES - self._written % PART_BYTES
+            piece, data = data[:room], data[room:]
+            self._part.update(piece)
+            self._written += len(piece)
+            if self._written % PART_BYTES == 0:
+                self._parts.append(self._part.hexdigest())
+                self._part = hashlib.sha256()
+        self._written += len(data)
+
+    def __enter__(self) -> "TensorWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def compute_dtype(dtype: str) -> np.dtype[Any]:
+    """The type in which sums over a float tensor are kept: float64 for F64, else float32."""
+    return np.dtype(np.float64 if dtype == "F64" else np.float32)
+
+
+def to_stored(values: Array, dtype: str) -> Array:
+    """Values as a file holds them; a float narrows to nearest even, and too large a value becomes infinity.
+
+    Raises:
+        Misuse: a buffer's values are of another type than the tensor.
+    """
+    stored = _NUMPY[dtype]
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    if dtype in FLOATS:
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(stored, copy=False)
+    if values.dtype != stored:
+        raise Misuse("E_WRITE", f"expected {dtype} values, found {values.dtype}")
+    return values
+
+
+def layout_of(path: Path) -> Layout:
+    """The layout of a safetensors file; raises as ``TensorFile`` does."""
+    with TensorFile(path) as file:
+        return file.layout
+
+
+def sorted_layout(tensors: Sequence[TensorSpec]) -> Layout:
+    """Tensors in the order the stock safetensors writer gives them: widest type first, then by name."""
+    order = list(_NUMPY)
+
+    def rank(spec: TensorSpec) -> tuple[int, int, str]:
+        return -_NUMPY[spec.dtype].itemsize, order.index(spec.dtype), spec.name
+
+    return Layout(tuple(sorted(tensors, key=rank)))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> FileDigest:
+    """Write whole arrays as one safetensors file.
+
+    Raises:
+        Misuse: an array's type has no name in the format we keep.
+    """
+    names = {dtype: name for name, dtype in _NUMPY.items() if name != "BF16"}
+    specs = []
+    for name, array in tensors.items():
+        if array.dtype not in names:
+            raise Misuse("E_WRITE", f"tensor {name}: type {array.dtype} is not one that travels")
+        specs.append(TensorSpec(name, names[array.dtype], tuple(array.shape)))
+    with TensorWriter(path, sorted_layout(specs), metadata) as writer:
+        for spec in sorted_layout(specs).tensors:
+            writer.write(tensors[spec.name].reshape(-1))
+        return writer.finish()
+
+
+def _header(layout: Layout, metadata: Mapping[str, str] | None) -> bytes:
+    """Length and JSON header, padded with spaces to a multiple of 8 so that tensors are aligned."""
+    members: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for spec in layout.tensors:
+        end = offset + spec.size_bytes
+        members[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(members, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _read_header(path: Path, raw: bytes, data_bytes: int) -> tuple[Layout, dict[str, str], dict[str, int]]:
+    """Layout, metadata and each tensor's offset, from a header whose every claim was checked."""
+    if raw[:1] != b"{":
+        raise _malformed(path, "its header does not begin with '{'")
+    header = read_json(raw, code="E_TENSORS", limit=MAX_HEADER_BYTES)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _malformed(path, "its __metadata__ should be an object of texts")
+    if len(header) > MAX_TENSORS:
+        raise _malformed(path, f"it has {len(header)} tensors, the limit is {MAX_TENSORS}")
+    entries = sorted(
+        (_read_entry(path, name, entry) for name, entry in header.items()),
+        key=lambda entry: (entry[1], entry[2]),
+    )
+    end = 0
+    for spec, start, stop in entries:
+        if start != end:
+            raise _malformed(
+                path, f"tensor {shown(spec.name)} begins at {start}, the one before ends at {end}"
+            )
+        end = stop
+    if end != data_bytes:
+        raise _malformed(path, f"its tensors end at byte {end}, its data at {data_bytes}")
+    layout = Layout(tuple(spec for spec, _, _ in entries))
+    return layout, metadata, {spec.name: start for spec, start, _ in entries}
+
+
+def _read_entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int, int]:
+    where = f"tensor {shown(name)}"
+    if not 1 <= len(name) <= MAX_NAME:
+        raise _malformed(path, f"{where}: its name should have 1 to {MAX_NAME} characters")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _malformed(path, f"{where}: expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _NUMPY:
+        raise _malformed(path, f"{where}: its dtype should be one of {', '.join(_NUMPY)}")
+    if not _counts(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _malformed(path, f"{where}: its shape should be at most {MAX_DIMENSIONS} integers from 0")
+    if not _counts(offsets) or len(offsets) != 2:
+        raise _malformed(path, f"{where}: its data_offsets should be two integers from 0")
+    spec = TensorSpec(name, dtype, tuple(shape))
+    start, stop = offsets
+    if stop - start != spec.size_bytes:
+        raise _malformed(
+            path, f"{where}: its shape takes {spec.size_bytes} bytes, its offsets {stop - start}"
+        )
+    return spec, start, stop
+
+
+def _counts(value: object) -> bool:
+    """Whether ``value`` is a list of whole numbers from 0 to 2^53."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 53 for item in value)
+
+
+def _unwritable(path: Path, error: OSError) -> Unchecked:
+    return Unchecked(
+        "E_TENSORS_WRITE", f"{path.name}: cannot be written ({error.strerror})", "make room for it"
+    )
+
+
+def _malformed(path: Path, rule: str) -> Rejected:
+    return Rejected("E_TENSORS", f"{path.name}: {rule}", "only safetensors files are read")
