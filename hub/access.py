@@ -43,12 +43,13 @@ COORDINATOR = Actor(by="coordinator", scopes=frozenset({"read", "write"}))
 
 @dataclass(frozen=True)
 class Thing:
-    """What is asked for: its owner, who else takes part, and whether anybody may see it."""
+    """What is asked for: its owner, who else takes part, and whether more may see it."""
 
     name: str
     owner: str | None = None
     parties: frozenset[str] = field(default_factory=frozenset)
-    public: bool = False
+    members: bool = False  # every member may read it
+    public: bool = False  # so may everybody
 
 
 class Who(Enum):
@@ -151,7 +152,7 @@ def _admits(who: Who, actor: Actor, thing: Thing) -> bool:
     owner = member and actor.institution == thing.owner
     party = owner or (member and actor.institution in thing.parties)
     coordinator = actor.by == "coordinator"
-    reader = thing.public or party or (member and sees_all(actor))
+    reader = thing.public or party or (member and (thing.members or sees_all(actor)))
     return {
         Who.ANYONE: True,
         Who.MEMBER: member,

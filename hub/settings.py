@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     # --- database and objects ---
     database_url: SecretStr | None = _setting(
         None,
-        "SQLAlchemy address of the database, sqlite:///… or postgresql+psycopg://…; unset: SQLite, data folder.",
+        "Address of the database, sqlite:///… or postgresql+psycopg://…; unset: SQLite in the data folder.",
         "URL",
     )
     database_busy_s: float = _setting(

@@ -1,0 +1,123 @@
+"""Every error as problem+json (RFC 9457): stable code, what is wrong, what to do next, and nothing of our insides."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from federation.wire import Problem
+from hub.errors import status_of
+from storage.errors import FedhubError, Refused
+
+TITLES = {
+    400: "Malformed request",
+    401: "Login needed",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Contradicts what is here",
+    410: "Over",
+    412: "Changed meanwhile",
+    413: "Too large",
+    415: "Wrong media type",
+    416: "Range not satisfiable",
+    422: "Checked and refused",
+    429: "Too many requests",
+    500: "The hub failed",
+    502: "The hub failed",
+    503: "Try again later",
+    507: "No space left",
+}
+_log = logging.getLogger("fedhub.problems")
+
+
+def problem(
+    status: int, code: str, detail: str, hint: str = "", field: str | None = None, **headers: str
+) -> JSONResponse:
+    """An answer of ``application/problem+json``."""
+    body = Problem(
+        type=f"https://fedhub.dev/problems/{code}",
+        title=TITLES.get(status, "Refused"),
+        status=status,
+        detail=detail,
+        code=code,
+        hint=hint,
+        field=field,
+    )
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if status == 401:
+        sent.setdefault("WWW-Authenticate", 'Bearer realm="fedhub"')
+    if status in (429, 503):
+        sent.setdefault("Retry-After", "1")
+    return JSONResponse(
+        body.model_dump(exclude_none=True), status, headers=sent, media_type="application/problem+json"
+    )
+
+
+def answer_error(error: FedhubError) -> JSONResponse:
+    """The problem that says what this error says."""
+    field = error.field if isinstance(error, Refused) else None
+    status = status_of(error)
+    if status >= 500:
+        _log.error("%s", error)
+    return problem(status, error.code, error.message, error.hint, field)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route declares for OpenAPI: these statuses answer with a problem.
+
+    Every route may also answer 401, 403, 422, 429 and 503.
+    """
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    found = sorted({401, 403, 422, 429, 503, *statuses})
+    return {status: {"description": TITLES[status], "content": content} for status in found}
+
+
+def add_problems(app: FastAPI) -> None:
+    """Answer every exception that leaves a route."""
+
+    @app.exception_handler(FedhubError)
+    def known(_request: Request, error: FedhubError) -> JSONResponse:
+        return answer_error(error)
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
+        return _validation(error)
+
+    @app.exception_handler(HTTPException)
+    def plain(_request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "E_NOT_FOUND", 405: "E_METHOD", 400: "E_JSON"}.get(error.status_code, "E_HTTP")
+        headers = {name.replace("-", "_"): value for name, value in (error.headers or {}).items()}
+        return problem(error.status_code, code, str(error.detail), "", None, **headers)
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(PoolTimeout)
+    def database_away(_request: Request, error: DBAPIError | PoolTimeout) -> JSONResponse:
+        _log.error("database: %s", type(error).__name__, exc_info=error)
+        return problem(503, "E_DATABASE", "the hub's database does not answer", "Try again in a moment.")
+
+    @app.exception_handler(Exception)
+    def unknown(_request: Request, error: Exception) -> JSONResponse:
+        _log.error("unexpected %s", type(error).__name__, exc_info=error)
+        return problem(
+            500, "E_INTERNAL", "the hub failed; nothing was changed", "Tell the operator the X-Request-Id."
+        )
+
+
+def _validation(error: RequestValidationError) -> JSONResponse:
+    """The first field that breaks a rule; what was sent is never repeated."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return problem(400, "E_JSON", "the body is not JSON", "Send one JSON object.")
+    where = [str(step) for step in first["loc"] if step not in ("body", "query", "path", "header")]
+    field = ".".join(where) or "body"
+    if first["type"] == "extra_forbidden":
+        return problem(
+            422, "E_FIELD_UNKNOWN", f"{field}: this field is not known here", "Leave it out.", field
+        )
+    return problem(422, "E_FIELD", f"{field}: {first['msg']}", "", field)

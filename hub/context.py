@@ -1,0 +1,56 @@
+"""What every service stands on: one hub's settings, rows, objects, log, secrets and signing hand."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hub.database import Database
+from hub.keys import HubKeys
+from hub.ledger import Ledger
+from hub.settings import Settings
+from storage.blobs import BlobStore
+
+
+class Signer(Protocol):
+    """The operator's hand: ``federation.home.Home`` opened on its home folder."""
+
+    @property
+    def institution(self) -> str:
+        """Whose word is signed."""
+
+    def sign(
+        self, kind: str, subjects: list[tuple[str, str]], members: dict[str, Any], *, now: int | None = None
+    ) -> bytes:
+        """A signed statement as its bundle."""
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node as SuperLink knows it."""
+
+    node_id: str  # a uint64 in decimal
+    public_key: str  # PEM
+    online: bool
+
+
+class NodeRegistry(Protocol):
+    """SuperLink's list of nodes: ``federation.flower.control.Control``."""
+
+    def register_node(self, public_key: str, name: str) -> str:
+        """Admit a node's key and give its node id; a key known already keeps its id."""
+
+    def list_nodes(self) -> list[NodeState]:
+        """All nodes that are registered."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """One process's view of one hub."""
+
+    settings: Settings
+    database: Database
+    store: BlobStore
+    ledger: Ledger
+    keys: HubKeys
+    operator: Signer
+    fleet_ca: str  # PEM of the Fleet address's certificate authority
+    nodes: NodeRegistry | None = None  # None: SuperLink is switched off

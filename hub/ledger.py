@@ -1,0 +1,352 @@
+"""The log's memory: gives statements their index, publishes checkpoints, and keeps the evidence that rules
+need.
+
+Append order (trust.md section 7): *sequence* gives a statement the next index in the same SQL transaction as
+its row, under one row lock; *publish* makes entry bundles, tiles and a signed checkpoint from the rows, under
+another; *start* refuses to run when the stored checkpoint is not one that these rows lead to. Rows alone are
+the truth: the evidence in memory is brought up to date from them before each decision, because other
+processes add rows too.
+
+Who may post or read a statement is not decided here (``access``, ``services.statements``).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session, col, select, update
+
+from hub.database import Database
+from hub.errors import not_found
+from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RingRow, StatementRow
+from storage.admission import check_admission
+from storage.blobs import BlobStore
+from storage.checkpoint import Checkpoint, LogKey, parse_checkpoint
+from storage.errors import FedhubError, Misuse
+from storage.evidence import Entry, Evidence
+from storage.keyring import KeyRing, read_ring
+from storage.signing import log_leaf, open_envelope
+from storage.statements import KINDS, read_statement
+from storage.translog import check_start, publish
+
+BATCH = 1000  # rows read at a time
+OWN = "fedhub_own_entries"  # of a session: entries that it has sequenced and not committed
+_log = logging.getLogger("fedhub.ledger")
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A statement in the log; ``fresh`` when this call put it there."""
+
+    row: StatementRow
+    entry: Entry
+    fresh: bool
+
+
+class Ledger:
+    """Admits, sequences and publishes for one process.
+
+    Args:
+        database: where the rows lie.
+        store: where the log's files go.
+        key: signs checkpoints; its name is the log's origin.
+        operator: institution whose word orders and rounds are.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: BlobStore,
+        key: LogKey,
+        operator: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.origin = key.name
+        self._database = database
+        self._store = store
+        self._key = key
+        self._operator = operator
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._evidence = Evidence(self.origin, operator, {})
+        self._seen = 0
+        self._woken = threading.Event()
+
+    def now(self) -> int:
+        """Whole seconds since 1970 by this ledger's clock."""
+        return int(self._clock())
+
+    # --- evidence -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def evidence(self, session: Session) -> Iterator[Evidence]:
+        """All that the log says, as this transaction sees it; nobody else of this process uses it meanwhile."""
+        own: list[Entry] = session.info.get(OWN, [])
+        with self._lock:
+            self._catch_up(session, own[0].index if own else None)
+            if not own:
+                yield self._evidence
+                return
+            # What this transaction added may yet be rolled back: it goes into a copy.
+            view = self._evidence.fork()
+            for entry in own:
+                if entry.statement.kind == "keyring":
+                    view.rings[entry.institution] = self._ring(session, entry.institution)
+                view.add(entry)
+            yield view
+
+    def _catch_up(self, session: Session, stop: int | None) -> None:
+        while True:
+            query = select(StatementRow).where(col(StatementRow.log_index) >= self._seen)
+            if stop is not None:
+                query = query.where(col(StatementRow.log_index) < stop)
+            rows = session.exec(query.order_by(col(StatementRow.log_index)).limit(BATCH)).all()
+            for row in rows:
+                if row.kind == "keyring":
+                    self._evidence.rings[row.issuer] = self._ring(session, row.issuer)
+                self._evidence.add(entry_of(row))
+                self._seen = row.log_index + 1
+            if len(rows) < BATCH:
+                return
+
+    def _ring(self, session: Session, institution: str) -> KeyRing:
+        """The institution's ring with all versions that the hub holds, logged or about to be."""
+        member = session.get(InstitutionRow, institution)
+        if member is None:
+            raise not_found("institution", institution)
+        query = select(RingRow).where(RingRow.institution == institution).order_by(col(RingRow.version))
+        return read_ring(institution, [row.root for row in session.exec(query)], member.pin)
+
+    # --- sequencing -----------------------------------------------------------------------------------------
+
+    def sequence(self, session: Session, raw: bytes) -> Admitted:
+        """Check a statement against the live log and give it the next index in ``session``'s transaction.
+
+        A statement that is logged already, or a second one for the same site, plan, action and round, is
+        answered with the first.
+
+        Raises:
+            Rejected: a rule of the log does not hold (``storage.admission``).
+        """
+        envelope = open_envelope(raw)
+        known = session.get(StatementRow, envelope.id)
+        if known is not None:
+            return Admitted(known, entry_of(known), fresh=False)
+        following = session.exec(select(LogSequenceRow).with_for_update()).one()
+        known = session.get(StatementRow, envelope.id)  # by one who held the lock before
+        if known is not None:
+            return Admitted(known, entry_of(known), fresh=False)
+        entry = self._check(session, raw)
+        if entry.index < following.next_index:
+            first = session.get_one(StatementRow, entry.statement.id)
+            return Admitted(first, entry, fresh=False)
+        row = self._row(session, entry)
+        session.add(row)
+        following.next_index += 1
+        session.add(following)
+        session.flush()
+        self._remember(session, entry)
+        return Admitted(row, entry, fresh=True)
+
+    def _check(self, session: Session, raw: bytes) -> Entry:
+        with self.evidence(session) as evidence:
+            statement = read_statement(open_envelope(raw))
+            if statement.kind != "keyring":
+                return check_admission(evidence, raw, now=self.now())
+            # A ring's version takes force by this statement, so it is checked with that version at hand.
+            view = evidence.fork()
+            view.rings[statement.issuer] = self._ring(session, statement.issuer)
+            return check_admission(view, raw, now=self.now())
+
+    def _row(self, session: Session, entry: Entry) -> StatementRow:
+        statement = entry.statement
+        own = KINDS[statement.kind].own
+        key = _key_of(self._ring(session, entry.institution), entry.hint)
+        return StatementRow(
+            id=statement.id,
+            log_index=entry.index,
+            kind=statement.kind,
+            issuer=entry.institution,
+            hint=entry.hint,
+            plan=plan_of(entry),
+            audience="parties",
+            issued_at=statement.issued_at if own else None,
+            logged_at=self.now(),
+            bundle=entry.envelope.raw,
+            leaf=log_leaf(key, entry.envelope),
+        )
+
+    def _remember(self, session: Session, entry: Entry) -> None:
+        own = session.info.get(OWN)
+        if own is not None:
+            own.append(entry)
+            return
+        session.info[OWN] = [entry]
+
+        def forget(ended: Session) -> None:
+            ended.info.pop(OWN, None)
+
+        def tell(ended: Session) -> None:
+            ended.info.pop(OWN, None)
+            self._woken.set()
+
+        event.listen(session, "after_commit", tell, once=True)
+        event.listen(session, "after_soft_rollback", lambda ended, _previous: forget(ended), once=True)
+
+    # --- publishing -----------------------------------------------------------------------------------------
+
+    def head(self, session: Session) -> Checkpoint | None:
+        """The published checkpoint, or None while the log is empty."""
+        return _checkpoint(session.exec(select(LogHeadRow)).one())
+
+    def publish(self) -> Checkpoint | None:
+        """Bring the log's files to the sequenced rows and sign their head; a crash anywhere repeats
+        harmlessly.
+
+        Raises:
+            FedhubError: the store is away; nothing is lost, and the next call does the rest.
+        """
+        # On SQLite the row lock is the whole database: a lock file keeps publishers apart instead, so that
+        # nobody waits for the store. On PostgreSQL both hold until the head is moved.
+        with self._database.only_one("publish"), self._database.open_session(write=False) as session:
+            row = session.exec(select(LogHeadRow).with_for_update()).one()
+            old, size = _checkpoint(row), session.exec(select(LogSequenceRow.next_index)).one()
+            if size == row.size:
+                return old
+            self._put_documents(session, row.size, size)
+            made = publish(
+                self._store, self._key, self.origin, lambda a, b: self._leaves(session, a, b), old, size
+            )
+            if self._database.is_sqlite:
+                session.rollback()
+                with self._database.session_scope() as writer:
+                    self._move_head(writer, row.size, made)
+            else:
+                self._move_head(session, row.size, made)
+                session.commit()
+            return made
+
+    def _move_head(self, session: Session, old_size: int, made: Checkpoint) -> None:
+        moved = update(LogHeadRow).where(col(LogHeadRow.size) == old_size)
+        session.exec(moved.values(size=made.size, note=made.note.decode(), published_at=self.now()))
+
+    def _leaves(self, session: Session, start: int, stop: int) -> list[bytes]:
+        index = col(StatementRow.log_index)
+        query = select(StatementRow.leaf).where(index >= start, index < stop).order_by(index)
+        return list(session.exec(query))
+
+    def _put_documents(self, session: Session, start: int, stop: int) -> None:
+        """Bundles, rings and newest status lists beside the log; overwriting writes the same bytes."""
+        index = col(StatementRow.log_index)
+        for row in session.exec(select(StatementRow).where(index >= start, index < stop).order_by(index)):
+            self._store.put(f"statements/{row.id[:2]}/{row.id}.sigstore.json", row.bundle)
+            if row.kind == "keyring":
+                rings = session.exec(select(RingRow).where(RingRow.statement == row.id))
+                for ring in rings:
+                    self._store.put(f"keyrings/{ring.institution}/{ring.version}.root.json", ring.root)
+            if row.kind == "status":
+                self._store.put(f"status/{row.issuer}.sigstore.json", row.bundle)
+
+    def check_start(self) -> None:
+        """Rule 3: advance a head whose last update was lost, refuse rows that the published log left behind.
+
+        Raises:
+            FedhubError: ``E_LOG_FORK``; the database is older than the log, or another log's.
+        """
+        with self._database.only_one("publish"), self._database.session_scope() as session:
+            row = session.exec(select(LogHeadRow).with_for_update()).one()
+            size = session.exec(select(LogSequenceRow.next_index)).one()
+            found = check_start(
+                self._store,
+                self._key.public,
+                lambda a, b: self._leaves(session, a, b),
+                _checkpoint(row),
+                size,
+            )
+            if found is not None and found.size != row.size:
+                self._move_head(session, row.size, found)
+
+    def wait_for_rows(self, timeout_s: float) -> bool:
+        """Wait until this process has committed a statement; false after ``timeout_s``."""
+        woken = self._woken.wait(timeout_s)
+        self._woken.clear()
+        return woken
+
+
+class Publisher:
+    """The thread that publishes a moment after each new row, and looks for rows of other processes."""
+
+    def __init__(self, ledger: Ledger, *, batch_s: float, poll_s: float) -> None:
+        self._ledger = ledger
+        self._batch_s = batch_s
+        self._poll_s = poll_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fedhub-publisher", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish what is there and end; call once."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            if self._ledger.wait_for_rows(self._poll_s):
+                self._stop.wait(self._batch_s)
+            failures = 0 if self._publish() else failures + 1
+            if failures:
+                self._stop.wait(min(0.2 * 2**failures, 10.0))
+        self._publish()
+
+    def _publish(self) -> bool:
+        try:
+            self._ledger.publish()
+        except (FedhubError, SQLAlchemyError, OSError) as error:
+            # Not lost: the rows are there, and publishing them again writes the same bytes.
+            _log.error("publishing failed: %s: %s", type(error).__name__, error)
+            return False
+        return True
+
+
+def entry_of(row: StatementRow) -> Entry:
+    """The evidence that a row is."""
+    envelope = open_envelope(row.bundle)
+    return Entry(read_statement(envelope), row.issuer, row.hint, row.log_index, envelope)
+
+
+def plan_of(entry: Entry) -> str | None:
+    """The plan that a statement is about: its own id for a plan."""
+    statement = entry.statement
+    if statement.kind == "plan":
+        return statement.id
+    predicate = statement.predicate
+    if statement.kind == "grant":
+        found = predicate["conditions"].get("plan")
+    elif statement.kind == "provenance":
+        found = predicate["buildDefinition"]["externalParameters"]["plan"]
+    else:
+        found = predicate.get("plan") if KINDS[statement.kind].own else None
+    return found if isinstance(found, str) else None
+
+
+def _key_of(ring: KeyRing, hint: str) -> EllipticCurvePublicKey:
+    for version in ring.versions.values():
+        for keys in version.roles.values():
+            if hint in keys:
+                return keys[hint]
+    raise Misuse("E_MISUSE", f"key {hint} is not in the ring of {ring.institution}")
+
+
+def _checkpoint(row: LogHeadRow) -> Checkpoint | None:
+    return parse_checkpoint(row.note.encode()) if row.size else None
