@@ -100,6 +100,5 @@ def _secret(path: Path) -> str:
         raise Unchecked("E_KEY_FILE", f"{path}: mode {mode:04o}, expected 0600", f"chmod 600 {path}")
     text = path.read_text().strip()
     if len(text) != 2 * SECRET_BYTES or not all(digit in "0123456789abcdef" for digit in text):
-        raise Unchecked("E_KEY_FILE", f"{path}: not {2 * SECRET_BYTES} hex digits", "Restore it, or remove
-        it.")
+        raise Unchecked("E_KEY_FILE", f"{path}: not {2 * SECRET_BYTES} hex digits", "Restore it.")
     return text

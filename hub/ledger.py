@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select, update
+from storage.admission import check_admission
 
 from hub.database import Database
 from hub.errors import not_found
 from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RingRow, StatementRow
-from storage.admission import check_admission
 from storage.blobs import BlobStore
 from storage.checkpoint import Checkpoint, LogKey, parse_checkpoint
 from storage.errors import FedhubError, Misuse
@@ -87,7 +87,7 @@ class Ledger:
 
     @contextmanager
     def evidence(self, session: Session) -> Iterator[Evidence]:
-        """All that the log says, as this transaction sees it; nobody else of this process uses it meanwhile."""
+        """All that the log says, as this transaction sees it; other threads wait meanwhile."""
         own: list[Entry] = session.info.get(OWN, [])
         with self._lock:
             self._catch_up(session, own[0].index if own else None)

@@ -28,6 +28,7 @@ from storage.errors import Rejected
 # Requests that carry signed documents, by the end of their path.
 _STATEMENTS = re.compile(r"/api/v1/(statements|plans|institutions(/[^/]+/keyring)?|models/.+/versions)")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -124,12 +125,15 @@ class Doorkeeper:
         wait_s = self._rate.take(_caller(scope, headers)) if scope["path"].startswith("/api/") else 0.0
         if wait_s:
             refusal = problem(
-                429, "E_RATE", "too many requests", "Wait as Retry-After says.", None,
-                Retry_After=_whole(wait_s)
+                429,
+                "E_RATE",
+                "too many requests",
+                "Wait as Retry-After says.",
+                None,
+                Retry_After=_whole(wait_s),
             )
             return refusal, receive
-        if scope["method"] not in ("POST", "PUT", "PATCH", "DELETE") or not
-        scope["path"].startswith("/api/v1/"):
+        if scope["method"] not in WITH_BODY or not scope["path"].startswith("/api/v1/"):
             return None, receive
         statements = _STATEMENTS.fullmatch(scope["path"]) is not None
         limit = self._settings.statement_limit if statements else self._settings.json_limit
@@ -151,9 +155,8 @@ class Doorkeeper:
         except Rejected as error:
             return problem(400, error.code, f"the body: {error.message}", "Send one strict JSON object.")
         if _depth(value, self._settings.json_depth) > self._settings.json_depth:
-            return problem(
-                400, "E_JSON", f"the body is nested deeper than {self._settings.json_depth} levels", "Flatten it."
-            )
+            rule = f"the body is nested deeper than {self._settings.json_depth} levels"
+            return problem(400, "E_JSON", rule, "Flatten it.")
         return None
 
     def _dress(self, headers: MutableHeaders, request_id: str, path: str) -> None:

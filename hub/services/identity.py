@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 from federation import wire
 from hub.access import ANONYMOUS, COORDINATOR, Actor, KeyRole, Thing, decide
 from hub.context import Hub
-from hub.errors import not_found
+from hub.errors import bad_field, not_found
 from hub.tables import InstitutionRow, PersonalTokenRow, SeenAssertionRow
 from storage.encoding import format_time, is_digest, read_json
 from storage.errors import Refused, Rejected
@@ -45,11 +45,9 @@ def login(hub: Hub, session: Session, form: dict[str, str]) -> wire.AccessToken:
         Refused: ``E_LOGIN`` (401), with the rule that the assertion breaks.
     """
     if form.get("grant_type") != "client_credentials":
-        raise Refused("E_FIELD", "grant_type: must be client_credentials", status=422, field="grant_type")
+        raise bad_field("grant_type", "must be client_credentials")
     if form.get("client_assertion_type") != ASSERTION_TYPE:
-        raise Refused(
-            "E_FIELD", f"client_assertion_type: must be {ASSERTION_TYPE}", status=422, field="client_assertion_type"
-        )
+        raise bad_field("client_assertion_type", f"must be {ASSERTION_TYPE}")
     member, role = _check_assertion(hub, session, form.get("client_assertion", ""))
     session.exec(delete(SeenAssertionRow).where(col(SeenAssertionRow.expires_at) < hub.ledger.now()))
     life_s = hub.settings.access_token_s
@@ -252,14 +250,16 @@ def whoami(actor: Actor) -> wire.WhoAmI:
     )
 
 
-def create_token(hub: Hub, session: Session, actor: Actor, request: wire.PersonalTokenRequest) ->
-wire.PersonalToken:
+def create_token(
+    hub: Hub, session: Session, actor: Actor, request: wire.PersonalTokenRequest
+) -> wire.PersonalToken:
     """A new personal token of the caller's institution; only this answer holds its text."""
     decide(actor, "keep tokens", Thing("tokens", actor.institution))
     assert actor.institution is not None
     if not set(request.scopes) <= actor.scopes:
-        raise Refused("E_SCOPE", "a token cannot make one with more scopes than it has", status=403,
-        field="scopes")
+        raise Refused(
+            "E_SCOPE", "a token cannot make one with more scopes than it has", status=403, field="scopes"
+        )
     token = PERSONAL_PREFIX + secrets.token_urlsafe(32)
     now = hub.ledger.now()
     row = PersonalTokenRow(

@@ -57,7 +57,7 @@ def _attach(session: Session, entry: Entry, attachments: Mapping[str, bytes]) ->
         digest = sha256_hex(data)
         if (name, digest) not in subjects:
             raise bad_field(
-                "attachments", f"{name!r} with digest {digest} is not a subject of statement {entry.statement.id}"
+                "attachments", f"{name!r} ({digest}) is not a subject of statement {entry.statement.id}"
             )
         if session.get(AttachmentRow, digest) is None:
             session.add(AttachmentRow(sha256=digest, name=name, data=data))
@@ -130,8 +130,8 @@ def _files(hub: Hub, attachments: Mapping[str, str]) -> dict[str, bytes]:
         if len(found[name]) > hub.settings.attachment_limit:
             raise Refused(
                 "E_LIMIT",
-                f"attachment {name!r} has {len(found[name])} bytes, at most {hub.settings.attachment_limit}
-                are kept", status=413,
+                f"attachment {name!r}: {len(found[name])} bytes, at most {hub.settings.attachment_limit} are kept",
+                status=413,
                 field="attachments",
             )
     return found
@@ -180,9 +180,9 @@ def page(
         about = select(StatementSubjectRow.statement).where(StatementSubjectRow.digest == subject)
         query = query.where(col(StatementRow.id).in_(about))
     if not sees_all(actor):
-        concerned = select(StatementPartyRow.statement).where(StatementPartyRow.institution ==
-        actor.institution) query = query.where(or_(StatementRow.audience == "members",
-        col(StatementRow.id).in_(concerned)))
+        me = actor.institution
+        concerned = select(StatementPartyRow.statement).where(StatementPartyRow.institution == me)
+        query = query.where(or_(StatementRow.audience == "members", col(StatementRow.id).in_(concerned)))
     rows = session.exec(query).all()
     more = len(rows) > hub.settings.page_size
     rows = rows[: hub.settings.page_size]
