@@ -63,7 +63,7 @@ class Who(Enum):
     OPERATOR = "the operator"
     COORDINATOR = "the coordinator"
     OWNER_OR_COORDINATOR = "its owner or the coordinator"
-    READER_OR_COORDINATOR = "its readers or the coordinator"
+    PARTY_OR_COORDINATOR = "its owner, its parties or the coordinator"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ RULES: dict[str, Rule] = {
     "read statement": Rule(Who.READER, hidden=True),
     # bytes, models, datasets
     "upload": Rule(Who.MEMBER, "write"),
-    "upload for a run": Rule(Who.READER_OR_COORDINATOR, "write"),
+    "upload for a run": Rule(Who.PARTY_OR_COORDINATOR, "write"),
     "use upload": Rule(Who.OWNER_OR_COORDINATOR, "write", hidden=True),
     "list assets": Rule(Who.MEMBER),
     "read model": Rule(Who.READER, hidden=True),
@@ -105,7 +105,7 @@ RULES: dict[str, Rule] = {
     "decline plan": Rule(Who.PARTY, "write"),
     "steer run": Rule(Who.OWNER, "write"),
     "read run": Rule(Who.READER, hidden=True),
-    "read weights": Rule(Who.READER_OR_COORDINATOR, hidden=True),
+    "read weights": Rule(Who.PARTY_OR_COORDINATOR, hidden=True),
     "coordinate": Rule(Who.COORDINATOR, "write"),
 }
 
@@ -162,7 +162,7 @@ def _admits(who: Who, actor: Actor, thing: Thing) -> bool:
         Who.OPERATOR: member and actor.role == "operator",
         Who.COORDINATOR: coordinator,
         Who.OWNER_OR_COORDINATOR: owner or coordinator,
-        Who.READER_OR_COORDINATOR: reader or coordinator,
+        Who.PARTY_OR_COORDINATOR: party or coordinator,
     }[who]
 
 
