@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from storage.encoding import canonical, check_institution, is_digest, read_json, sha256_hex
@@ -413,7 +412,14 @@ class Home:
         signers = [old_root, fresh] if role == "root" else [old_root]
         version = self.ring.newest.version + 1
         expires_at = int(time.time()) + RING_DAYS * _DAY_S
-        root = make_ring(self.institution, keys, version=version, expires_at=expires_at, signers=signers)
+        root = make_ring(
+            self.institution,
+            keys,
+            version=version,
+            expires_at=expires_at,
+            signers=signers,
+            before=self.ring.newest,
+        )
         write_atomically(waiting / f"{version}.root.json", root)
         payload = compose(
             "keyring",
@@ -473,11 +479,7 @@ def decode_invitation(code: str) -> dict[str, Any]:
 
 def _write_node_key(path: Path) -> None:
     # Flower's node authentication expects a NIST curve; P-384 is what its own tool makes.
-    key = ec.generate_private_key(ec.SECP384R1())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    write_atomically(path, pem, mode=0o600)
+    write_private_key(path, ec.generate_private_key(ec.SECP384R1()))
 
 
 def _roots(folder: Path) -> list[bytes]:

@@ -1,6 +1,6 @@
 """The command ``fedhub``: finds the module of a group of commands, runs it, and answers with an exit code.
 
-Exit codes: 0 done, or checked and true; 1 refused, or checked and not true; 2 wrong usage, or could not be done.
+Exit codes: 0 done, or checked and true; 1 refused, or checked and not true; 2 wrong usage, or not possible.
 Nothing heavy is imported here: a module of ``hub.commands`` is opened only when its group is asked for, so an
 auditor's ``fedhub verify`` needs neither a network library nor a training one.
 

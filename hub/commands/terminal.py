@@ -1,7 +1,7 @@
 """How every command answers: text for people, one JSON document with ``--json``, and an ``Exit``.
 
-A command's function does one thing and ends with ``terminal.done(data, lines)``. ``data`` is what a program gets,
-``lines`` what a person reads; the last line says what to do next. Progress is drawn only on a terminal.
+A command's function does one thing and ends with ``terminal.done(data, lines)``. ``data`` is what a program
+gets, ``lines`` what a person reads; the last line says what to do next. Progress is drawn only on a terminal.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""A whole alliance on one machine. Read journey (what is shown), alliance (its processes), digits (its data)."""
+"""A whole alliance on one machine. Read journey (what is shown), alliance (its processes), digits (data)."""

@@ -1,9 +1,9 @@
 """The demo's data: real scans of handwritten digits, split so unevenly that no lab can do well alone.
 
-Source: scikit-learn's bundled copy of the UCI "Optical Recognition of Handwritten Digits" test set (Alpaydin and
-Kaynak 1998): 1,797 images of 8 x 8 pixels with values 0 to 16, by 13 writers. A small part stands for public data;
-the rest goes to three labs. Each digit has one home lab that gets ``HOME_SHARE`` of its rows, the other labs share
-what is left, so every label is known everywhere and common in one place only.
+Source: scikit-learn's bundled copy of the UCI "Optical Recognition of Handwritten Digits" test set (Alpaydin
+and Kaynak 1998): 1,797 images of 8 x 8 pixels with values 0 to 16, by 13 writers. A small part stands for
+public data; the rest goes to three labs. Each digit has one home lab that gets ``HOME_SHARE`` of its rows, the
+other labs share what is left, so every label is known everywhere and common in one place only.
 
 Letters: N rows, 64 pixels.
 """

@@ -1,0 +1,178 @@
+"""An owner drafts a training plan in a folder, looks at it, and signs it.
+
+A draft is three files that a person can read: ``plan.json`` (what the plan will say), ``recipe.json`` (the code,
+by digest) and ``config.json`` (everything else that decides the result). Nothing is signed before ``submit``.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from federation import transfer
+from federation.home import Home, write_atomically
+from federation.plan import TrainingPlan, build_recipe, make_config, read_model_config, read_plan
+from federation.pulling import find_dataset, find_version
+from storage.encoding import format_time, read_json, sha256_hex
+from storage.errors import Unchecked
+from storage.signing import open_envelope
+from storage.statements import compose, read_statement
+
+if TYPE_CHECKING:
+    from federation import wire
+    from federation.client import HubClient
+
+_DAY_S = 86_400
+_MEMBERS = {
+    "base",
+    "baseName",
+    "participants",
+    "rounds",
+    "minParticipants",
+    "approvals",
+    "strategy",
+    "expires",
+}
+_OPTIONAL = {"epsilon", "delta"}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an owner decides about a plan; ``None`` leaves it to the base version or the house's default."""
+
+    participants: Sequence[str]  # dataset names or asset ids
+    rounds: int
+    min_participants: int | None = None  # all
+    approvals: int | None = None  # more than half
+    days: int = 30
+    parameters: Mapping[str, Any] | None = None  # of the recipe, on top of the base version's
+    strategy: str = "FedAvg"
+    strategy_parameters: Mapping[str, Any] | None = None
+    weighting: str = "examples"
+    seed: int = 1
+    quorum: int | None = None  # as many as min_participants
+    round_deadline_s: int = 600
+    keep_updates: bool = True
+    epsilon: str | None = None
+    delta: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan before it is signed."""
+
+    members: dict[str, Any]  # of the plan statement
+    subjects: list[tuple[str, str]]
+    base_name: str
+    recipe: bytes
+    config: bytes
+
+
+def draft_plan(client: "HubClient", folder: Path, base: str, terms: Terms) -> Draft:
+    """Write a draft into the new ``folder``; recipe and parameters come from the base version's own config.
+
+    Raises:
+        Unchecked: the folder is there, or the base version or a dataset is not.
+        Rejected: a term breaks a rule; names every one.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise Unchecked("E_TARGET", f"{folder} is not empty", "choose another folder for the draft")
+    version = find_version(client, base)
+    recipe_name, parameters = read_model_config(_model_config(client, version))
+    datasets = [find_dataset(client, each) for each in terms.participants]
+    pairs = sorted((each.owner, each.asset_id) for each in datasets)
+    least = terms.min_participants or len(pairs)
+    config = make_config(
+        recipe_name,
+        {**parameters, **(terms.parameters or {})},
+        quorum=terms.quorum or least,
+        seed=terms.seed,
+        strategy=terms.strategy,
+        strategy_parameters=terms.strategy_parameters,
+        weighting=terms.weighting,
+        round_deadline_s=terms.round_deadline_s,
+        keep_updates=terms.keep_updates,
+    )
+    plan: dict[str, Any] = {
+        "base": version.asset_id,
+        "baseName": f"{version.name}@{version.version}",
+        "participants": [{"institution": owner, "dataset": dataset} for owner, dataset in pairs],
+        "rounds": terms.rounds,
+        "minParticipants": least,
+        "approvals": terms.approvals or len({owner for owner, _ in pairs}) // 2 + 1,
+        "strategy": terms.strategy,
+        "expires": format_time(int(time.time()) + terms.days * _DAY_S),
+    }
+    if terms.epsilon is not None and terms.delta is not None:
+        plan |= {"epsilon": terms.epsilon, "delta": terms.delta}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "recipe.json", build_recipe(recipe_name))
+    write_atomically(folder / "config.json", config)
+    write_atomically(folder / "plan.json", json.dumps(plan, indent=2, sort_keys=True).encode() + b"\n")
+    return read_draft(folder)
+
+
+def read_draft(folder: Path) -> Draft:
+    """The draft in ``folder``; its members are checked when it is composed.
+
+    Raises:
+        Unchecked: a file is missing or is no draft (E_DRAFT).
+    """
+    texts = {}
+    for name in ("plan.json", "recipe.json", "config.json"):
+        try:
+            texts[name] = (folder / name).read_bytes()
+        except OSError as error:
+            message = f"{folder / name}: {error.strerror}"
+            raise Unchecked("E_DRAFT", message, "make a draft with: fedhub plan new") from error
+    plan = read_json(texts["plan.json"], code="E_DRAFT")
+    if not isinstance(plan, dict) or not _MEMBERS <= set(plan) <= _MEMBERS | _OPTIONAL:
+        message = f"{folder / 'plan.json'} must have the members {', '.join(sorted(_MEMBERS))}"
+        raise Unchecked("E_DRAFT", message, "make a draft with: fedhub plan new")
+    members = {name: value for name, value in plan.items() if name not in ("base", "baseName")}
+    recipe, config = texts["recipe.json"], texts["config.json"]
+    subjects = [
+        ("recipe.json", sha256_hex(recipe)),
+        ("manifest.json", plan["base"]),
+        ("config.json", sha256_hex(config)),
+    ]
+    return Draft(members, subjects, plan["baseName"], recipe, config)
+
+
+def check_draft(home: Home, draft: Draft) -> TrainingPlan:
+    """The plan that signing the draft would make; everything is checked as a site would, but the signature.
+
+    Raises:
+        Rejected: statement, recipe and config break a rule or disagree; names what.
+    """
+    from storage.signing import new_private_key, sign
+
+    payload = compose("plan", draft.subjects, draft.members, issuer=home.institution, hub=home.hub)
+    # Signed by a key of nobody: only so that the reader for real plans can read it.
+    statement = read_statement(open_envelope(sign(new_private_key(), payload)))
+    return read_plan(statement, draft.recipe, draft.config)
+
+
+def submit_draft(home: Home, client: "HubClient", draft: Draft) -> "wire.Plan":
+    """Sign the draft with the targets key and have the plan logged; from then on it never changes."""
+    check_draft(home, draft)
+    bundle = home.sign("plan", draft.subjects, draft.members)
+    plan = client.submit_plan(bundle, draft.recipe, draft.config)
+    home.keep(bundle)
+    return plan
+
+
+def _model_config(client: "HubClient", version: "wire.ModelVersion") -> bytes:
+    entry = next((file for file in version.files if file.name == "config.json"), None)
+    if entry is None:
+        message = f"{version.name}@{version.version} has no config.json, so its recipe is unknown"
+        raise Unchecked("E_MODEL_CONFIG", message, "push the model with the config.json of a recipe")
+    pull = client.pull(version.asset_id)
+    url = next(file.url for file in pull.files if file.name == "config.json")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        transfer.fetch(url, path, entry.sha256, entry.size, entry.parts)
+        return path.read_bytes()

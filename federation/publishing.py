@@ -1,0 +1,160 @@
+"""An owner makes a folder a signed model version, a lab makes a folder a described dataset.
+
+A version's files go up by orders that fit their digests only; then manifest, OMS signature and ``asset``
+statement are posted in one request, so a version exists whole or not at all. A dataset's rows and its manifest
+stay where they are: only the Croissant description and the signed statement leave.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation import transfer
+from federation.home import Home, LocalDataset
+from storage.croissant import make_croissant
+from storage.encoding import sha256_hex
+from storage.errors import Refused, Unchecked
+from storage.manifests import Manifest, build_manifest, new_salt, oms_payload, read_manifest
+from storage.signing import open_envelope, sign
+
+if TYPE_CHECKING:
+    from federation import wire
+    from federation.client import HubClient
+
+
+def push_version(
+    home: Home,
+    client: "HubClient",
+    folder: Path,
+    name: str,
+    *,
+    license_id: str | None = None,
+    tags: Sequence[str] = (),
+    plan: str | None = None,
+    provenance: Callable[[Manifest], bytes] | None = None,
+    moved: Callable[[int], None] | None = None,
+) -> "wire.ModelVersion":
+    """Make the files of ``folder`` the next version of ``name``, signed with the targets key.
+
+    A folder whose files are the newest version already is that version: nothing is signed again.
+
+    Args:
+        name: ``<institution>/<path>`` in the home's own namespace.
+        license_id: SPDX identifier.
+        plan: id of the plan whose run made the files; ``provenance`` then gives the signed bundle for them.
+        moved: told how many bytes went up, as they go.
+    Raises:
+        Rejected: a file name or a symlink (E_PATH); the hub refuses pickles (E_UNSAFE_FORMAT).
+        Refused: the name is in another institution's namespace (E_ISSUER).
+    """
+    from federation.wire import VersionPost
+
+    check_namespace(home, name)
+    manifest = build_manifest(folder, name)
+    known = find_model(client, name)
+    newest = max(known.versions, key=lambda version: version.version) if known and known.versions else None
+    if newest is not None and newest.asset_id == manifest.asset_id:
+        return newest
+    for entry in manifest.files:
+        transfer.send_file(client, folder / entry.name)
+        if moved is not None:
+            moved(entry.size)
+    oms = sign(home.key("targets"), oms_payload(manifest, name))
+    members: dict[str, object] = {
+        "type": "model",
+        "name": name,
+        "version": newest.version + 1 if newest else 1,
+        "oms": open_envelope(oms).id,
+    }
+    members |= {"previous": newest.statement} if newest else {}
+    members |= {"license": license_id} if license_id else {}
+    members |= {"plan": plan} if plan else {}
+    asset = home.sign("asset", [("manifest.json", manifest.asset_id)], members)
+    post = VersionPost(
+        manifest=base64.b64encode(manifest.raw).decode(),
+        oms=oms.decode(),
+        asset=asset.decode(),
+        provenance=provenance(manifest).decode() if provenance else None,
+        tags=list(tags),
+    )
+    made = client.push_version(name, post)
+    home.keep(asset)
+    return made
+
+
+def describe_dataset(
+    home: Home,
+    client: "HubClient",
+    folder: Path,
+    name: str,
+    *,
+    description: str,
+    license_id: str,
+    duo: Sequence[str] = (),
+) -> "wire.Dataset":
+    """Describe a folder of tables on-site and publish what may be known: columns, types, row counts, terms.
+
+    The salted manifest, with the files' digests, stays in the home. The same folder described again is the same
+    dataset as long as no byte changed.
+    """
+    check_namespace(home, name)
+    newest = _newest_dataset(client, home.institution, name)
+    kept = next((each for each in home.datasets() if newest and each.asset_id == newest.asset_id), None)
+    salt = _salt_of(kept) if kept is not None else None
+    manifest = build_manifest(folder, name, salt=salt or new_salt())
+    if newest is not None and manifest.asset_id == newest.asset_id:
+        return newest
+    croissant = make_croissant(
+        folder, manifest, description=description, license_id=license_id, duo=list(duo)
+    )
+    members: dict[str, object] = {
+        "type": "dataset",
+        "name": name,
+        "version": newest.version + 1 if newest else 1,
+        "license": license_id,
+    }
+    if newest is not None:
+        members["previous"] = _statement_of(client, newest.asset_id)
+    subjects = [("manifest.json", manifest.asset_id), ("croissant.json", sha256_hex(croissant))]
+    asset = home.sign("asset", subjects, members)
+    home.add_dataset(name, folder, manifest.raw, croissant)
+    client.post_statement(asset, {"croissant.json": croissant})
+    home.keep(asset)
+    return client.dataset(manifest.asset_id)
+
+
+def check_namespace(home: Home, name: str) -> None:
+    """Refuse a name outside the institution's own namespace before anything is read or sent."""
+    owner, slash, rest = name.partition("/")
+    if not slash or not rest:
+        raise Unchecked("E_USAGE", f"{name!r} is no name", f"write {home.institution}/NAME")
+    if owner != home.institution:
+        message = f"{name} is in the namespace of {owner}, this home is {home.institution}"
+        raise Refused("E_ISSUER", message, f"write {home.institution}/{rest}")
+
+
+def find_model(client: "HubClient", name: str) -> "wire.Model | None":
+    """The model as this caller sees it, or None."""
+    try:
+        return client.model(name)
+    except Unchecked as error:
+        if error.code != "E_NOT_FOUND":
+            raise
+        return None
+
+
+def _newest_dataset(client: "HubClient", institution: str, name: str) -> "wire.Dataset | None":
+    own = [each for each in client.datasets() if each.owner == institution and each.name == name]
+    return max(own, key=lambda each: each.version, default=None)
+
+
+def _salt_of(dataset: LocalDataset) -> str | None:
+    return read_manifest(dataset.manifest).salt
+
+
+def _statement_of(client: "HubClient", asset_id: str) -> str:
+    """The id of the statement that made this asset."""
+    for record in client.all_statements(kind="asset", subject=asset_id):
+        return record.id
+    raise Unchecked("E_NOT_FOUND", f"the hub shows no asset statement for {asset_id}", "ask the operator")

@@ -1,0 +1,261 @@
+"""A firm pulls a version: nothing stands at the final path before every byte and every signature was checked.
+
+Files stream into a folder beside the target, each checked against its digest while it streams; the evidence pack
+is fetched and verified by this home's own pins; then one rename installs. On any failure nothing is at the
+target, and the error names the file.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from federation import transfer
+from federation.home import Home
+from storage.encoding import is_digest, read_json, sha256_hex
+from storage.errors import FedhubError, Refused, Rejected, Unchecked
+from storage.manifests import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from federation import wire
+    from federation.client import HubClient
+    from storage.verify import Report
+
+PACK_LIMIT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was installed, and what the verification said."""
+
+    version: "wire.ModelVersion"
+    folder: Path
+    grant: str | None
+    report: "Report"
+
+
+def find_version(client: "HubClient", reference: str) -> "wire.ModelVersion":
+    """The version that ``NAME@3``, ``NAME:tag`` or ``NAME`` (the newest) names.
+
+    Raises:
+        Unchecked: no such model, version or tag (E_NOT_FOUND), or the text is no reference (E_USAGE).
+    """
+    name, version, tag = split_reference(reference)
+    if version is not None:
+        return client.version(name, version)
+    versions = client.model(name).versions
+    if tag is not None:
+        versions = [each for each in versions if tag in each.tags]
+    if not versions:
+        raise Unchecked("E_NOT_FOUND", f"{reference}: no such version", f"fedhub model show {name}")
+    return max(versions, key=lambda each: each.version)
+
+
+def split_reference(reference: str) -> tuple[str, int | None, str | None]:
+    """Name, version, tag of a reference; at most one of the last two is given.
+
+    >>> split_reference("lab.example/m@3"), split_reference("lab.example/m:best")
+    (('lab.example/m', 3, None), ('lab.example/m', None, 'best'))
+    """
+    name, at, version = reference.partition("@")
+    tag = ""
+    if not at:
+        name, colon, tag = reference.partition(":")
+        at = colon
+    bad = "/" not in name or (at and not (version or tag)) or (version and not version.isascii())
+    if bad or (version and not (version.isdigit() and int(version) > 0)):
+        hint = "write INSTITUTION/NAME@VERSION or INSTITUTION/NAME:TAG"
+        raise Unchecked("E_USAGE", f"{reference!r} names no version", hint)
+    return name, int(version) if version else None, tag or None
+
+
+def pull_version(
+    home: Home,
+    client: "HubClient",
+    reference: str,
+    target: Path,
+    *,
+    grant: str | None = None,
+    duo: Sequence[str] = (),
+    moved: Callable[[int], None] | None = None,
+    keep_pack: Path | None = None,
+) -> Pulled:
+    """Install a version at ``target`` after its bytes and its evidence were checked.
+
+    Args:
+        grant: id of the grant to lean on; without it the hub finds one that fits.
+        duo: terms that this use accepts.
+        moved: told how many bytes arrived, as they arrive.
+        keep_pack: a folder to leave the evidence pack in, for auditors.
+    Raises:
+        Refused: no valid grant; or ``target`` is there already.
+        Rejected: a file or the evidence is not what was signed; the message names the file.
+    """
+    if target.exists() or target.is_symlink():
+        raise Unchecked("E_TARGET", f"{target} is there already", "choose another folder, or remove it first")
+    version = find_version(client, reference)
+    pull = client.pull(version.asset_id, duo)
+    if grant is not None and pull.grant != grant:
+        message = f"the hub leaned on grant {pull.grant or 'none'}, not on {grant}"
+        raise Refused("E_GRANT_MISSING", message, "fedhub grant list shows the grants that are valid now")
+    with beside(target) as place:
+        pack = place / "pack"
+        manifest = fetch_pack(home, client, version.asset_id, pack)
+        files = place / "files"
+        fetch_files(client, pull, manifest, files, moved=moved)
+        use = None
+        if pull.grant is not None:
+            use = use_of(pull.grant, home.institution, version.asset_id, version.name, duo)
+        report = check_pack(home, pack, files=files, use=use)
+        os.rename(files, target)
+        if keep_pack is not None:
+            shutil.move(pack, keep_pack)
+    return Pulled(version, target, pull.grant, report)
+
+
+def use_of(grant: str, grantee: str, asset: str, name: str, duo: Sequence[str]) -> dict[str, Any]:
+    """The use that a pull makes of a grant, as ``verify --use`` takes it."""
+    return {
+        "grant": grant,
+        "grantee": grantee,
+        "action": "pull",
+        "asset": asset,
+        "name": name,
+        "duo": sorted(duo),
+    }
+
+
+def fetch_files(
+    client: "HubClient",
+    pull: "wire.Pull",
+    manifest: Manifest,
+    folder: Path,
+    *,
+    moved: Callable[[int], None] | None = None,
+) -> None:
+    """Fetch every file of ``manifest`` into ``folder``, each checked while it streams.
+
+    Sizes and digests come from the manifest, whose own digest is the asset id; the hub only says where.
+    """
+    urls = {file.name: file.url for file in pull.files}
+    folder.mkdir()
+    for entry in manifest.files:
+        url = urls.get(entry.name)
+        if url is None:
+            raise Rejected("E_SUBJECT", f"{entry.name}: in the manifest, but the hub has no address for it")
+        path = folder / PurePosixPath(entry.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            transfer.fetch(url, path, entry.sha256, entry.size, entry.parts)
+        except FedhubError as error:
+            error.message = f"{entry.name}: {error.message}"
+            error.hint = error.hint or "nothing was installed; tell the operator if it happens again"
+            raise
+        except OSError as error:
+            hint = "nothing was installed; make room, then pull again"
+            raise Unchecked("E_WRITE", f"{entry.name}: cannot be written ({error.strerror})", hint) from error
+        if moved is not None:
+            moved(entry.size)
+
+
+def fetch_pack(home: Home, client: "HubClient", asset_id: str, folder: Path) -> Manifest | None:
+    """Fetch the evidence for one asset into the new ``folder``; gives the asset's manifest when it holds one."""
+    raw = client.pack(asset_id, from_size=saved_size(home))
+    unpack(raw, folder)
+    path = folder / "assets" / asset_id / "manifest.json"
+    if not path.exists():
+        return None
+    text = path.read_bytes()
+    if sha256_hex(text) != asset_id:
+        raise Rejected("E_SUBJECT", f"the manifest of {asset_id} has another digest: {sha256_hex(text)}")
+    return read_manifest(text)
+
+
+def check_pack(
+    home: Home,
+    pack: Path,
+    *,
+    files: Path | None = None,
+    use: dict[str, Any] | None = None,
+    require: str | None = None,
+) -> "Report":
+    """Verify a pack by this home's own pins and saved checkpoint.
+
+    Raises:
+        Rejected: the first step that failed.
+    """
+    from storage.verify import verify
+
+    return verify(
+        pack,
+        home.trust,
+        now=int(time.time()),
+        files=files,
+        use=use,
+        state=home.state_path,
+        require=require,
+    )
+
+
+def saved_size(home: Home) -> int:
+    """Size of the checkpoint that this home accepted last, 0 before the first."""
+    try:
+        state = read_json(home.state_path.read_bytes(), code="E_STATE")
+    except FileNotFoundError:
+        return 0
+    size = state.get("size") if isinstance(state, dict) else None
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise Unchecked("E_INPUT", f"{home.state_path} is damaged", "restore it from your backup")
+    return size
+
+
+def unpack(raw: bytes, folder: Path) -> None:
+    """Write the members of a pack's zip under the new ``folder``; refuses names that lead elsewhere, and bombs."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > PACK_LIMIT_BYTES:
+                raise Rejected("E_LIMIT", f"the pack unpacks to more than {PACK_LIMIT_BYTES} bytes")
+            folder.mkdir(parents=True)
+            for member in members:
+                path = PurePosixPath(member.filename)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.filename or member.is_dir():
+                    raise Rejected("E_PATH", f"the pack holds the name {member.filename!r}")
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(member))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise Rejected("E_MALFORMED", f"the pack is no zip archive: {error}") from error
+
+
+@contextmanager
+def beside(target: Path) -> "Iterator[Path]":
+    """A temporary folder on the same file system as ``target``; whatever is left in it goes away."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise Unchecked("E_WRITE", f"{target.parent} cannot be written ({error.strerror})") from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def find_dataset(client: "HubClient", reference: str) -> "wire.Dataset":
+    """The dataset with this asset id, or the newest version of this name."""
+    if is_digest(reference):
+        return client.dataset(reference)
+    named = [each for each in client.datasets() if each.name == reference]
+    if not named:
+        raise Unchecked("E_NOT_FOUND", f"{reference}: no such dataset", "fedhub data list")
+    return max(named, key=lambda each: each.version)

@@ -1,0 +1,62 @@
+"""``fedhub audit``: evidence to take away, and the log's own words."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hub.commands.terminal import Command, short, table, terminal_of
+from storage.errors import Exit, Unchecked
+
+app = typer.Typer(no_args_is_help=True, help="Evidence packs and the transparency log.")
+
+
+@app.command("export", cls=Command)
+def export(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
+    out: Annotated[Path, typer.Option(help="A new folder for the pack.")],
+) -> Exit:
+    """Write the pack that anyone can verify offline: statements, proofs, key rings, one signed checkpoint.
+
+    Nothing in it is believed because it is in it: ``fedhub verify`` checks it by the auditor's own trust.json.
+    """
+    from federation.pulling import beside, fetch_pack, find_version
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    if out.exists():
+        raise Unchecked("E_TARGET", f"{out} is there already", "choose another folder, or remove it first")
+    with home.client() as client, beside(out) as place:
+        version = find_version(client, reference)
+        pack = place / "pack"
+        fetch_pack(home, client, version.asset_id, pack)
+        statements = len(list((pack / "statements").iterdir()))
+        size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
+        os.rename(pack, out)
+    return terminal.done(
+        {"pack": str(out), "asset_id": version.asset_id, "statements": statements, "bytes": size},
+        f"Wrote {out}: {statements} statements with their proofs, {size:,} bytes.",
+        f"Next, on any machine, without a network: fedhub verify {out} --trust trust.json",
+    )
+
+
+@app.command("log", cls=Command)
+def log(
+    ctx: typer.Context,
+    kind: Annotated[str | None, typer.Option(help="Only this kind, such as grant or receipt.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="Only statements of this institution.")] = None,
+    plan: Annotated[str | None, typer.Option(help="Only statements about this plan.")] = None,
+) -> Exit:
+    """List the logged statements that this home may read, in log order."""
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        info = client.hub()
+        found = list(client.all_statements(kind=kind, issuer=issuer, plan=plan))
+    rows = [(each.index, each.kind, each.issuer, short(each.id)) for each in found]
+    return terminal.done(
+        {"log_base": info.log_base, "statements": [each.model_dump(exclude={"bundle"}) for each in found]},
+        *table(("index", "kind", "issuer", "statement"), rows),
+        f"The log itself, for anyone: {info.log_base}checkpoint",
+    )

@@ -1,0 +1,85 @@
+"""``fedhub data``: describe data that stay on-site, and see what others described."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hub.commands.terminal import Command, short, table, terminal_of
+from storage.errors import Exit
+
+app = typer.Typer(no_args_is_help=True, help="Datasets: described on-site, never uploaded.")
+
+
+@app.command("describe", cls=Command)
+def describe(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The folder with the tables.")],
+    name: Annotated[str, typer.Argument(help="INSTITUTION/NAME, in your own namespace.")],
+    description: Annotated[
+        str, typer.Option(help="One sentence for people.")
+    ] = "A dataset that stays on-site.",
+    license_id: Annotated[
+        str, typer.Option("--license", help="SPDX identifier of its terms.")
+    ] = "LicenseRef-Site",
+    duo: Annotated[
+        list[str] | None, typer.Option(help="A term of use, DUO:nnnnnnn; may be repeated.")
+    ] = None,
+) -> Exit:
+    """Describe a folder of CSV tables and publish the signed description; the rows stay where they are.
+
+    Published: column names and types, row counts, terms. Kept in the home: the salted manifest with the files'
+    digests.
+    """
+    from federation.publishing import describe_dataset
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    with home.client() as client:
+        dataset = describe_dataset(
+            home, client, folder, name, description=description, license_id=license_id, duo=duo or []
+        )
+    return terminal.done(
+        dataset.model_dump(),
+        f"{dataset.name} version {dataset.version} is described; asset id {dataset.asset_id}",
+        f"Signed and logged. Its rows stay in {folder.resolve()}, its manifest in {home.site}.",
+        "Next: fedhub site up, and tell model owners the dataset's name.",
+    )
+
+
+@app.command("list", cls=Command)
+def list_datasets(ctx: typer.Context) -> Exit:
+    """List the datasets that members described."""
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = client.datasets()
+    rows = [(each.name, each.version, short(each.asset_id), each.created_at) for each in found]
+    return terminal.done(
+        {"datasets": [each.model_dump(exclude={"croissant"}) for each in found]},
+        *table(("dataset", "version", "asset id", "described"), rows),
+    )
+
+
+@app.command("show", cls=Command)
+def show(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="INSTITUTION/NAME or an asset id.")],
+) -> Exit:
+    """Show what is published of a dataset: its Croissant description."""
+    from federation.pulling import find_dataset
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = find_dataset(client, name)
+    croissant = json.loads(found.croissant)
+    lines = [
+        f"{found.name} version {found.version}, asset id {found.asset_id}",
+        f"  {croissant.get('description')}",
+    ]
+    for records in croissant.get("recordSet", []):
+        fields = records.get("field", [])
+        lines.append(
+            f"  table {records.get('name')}: {len(fields)} columns. {records.get('description', '')}".rstrip()
+        )
+    return terminal.done({**found.model_dump(exclude={"croissant"}), "croissant": croissant}, *lines)

@@ -1,0 +1,185 @@
+"""``fedhub grant``: signed permissions on exact digests, which end and can be withdrawn."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hub.commands.terminal import Command, Terminal, short, table, terminal_of
+from storage.errors import Exit, Rejected, Unchecked
+
+app = typer.Typer(no_args_is_help=True, help="Signed permissions: who, which digest, what for, until when.")
+
+
+@app.command("issue", cls=Command)
+def issue(
+    ctx: typer.Context,
+    asset: Annotated[
+        str, typer.Argument(metavar="ASSET", help="NAME@VERSION, a dataset's name, or an asset id.")
+    ],
+    to: Annotated[str, typer.Option(help="The institution that is permitted.")],
+    action: Annotated[
+        list[str] | None, typer.Option(help="pull or evaluate; may be repeated. Training needs site approve.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=366)] = 30,
+    duo: Annotated[
+        list[str] | None, typer.Option(help="A term the grantee must accept, DUO:nnnnnnn.")
+    ] = None,
+    depth: Annotated[int, typer.Option(help="How many times it may be delegated.", min=0, max=3)] = 0,
+    parent: Annotated[str | None, typer.Option(help="Delegate this grant instead of an own asset.")] = None,
+) -> Exit:
+    """Permit an institution something on one exact asset, for a time."""
+    from federation.deciding import issue_grant
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    actions = action or ["pull"]
+    if "train" in actions:
+        hint = "a lab consents to one plan: fedhub site approve PLAN"
+        raise Unchecked("E_USAGE", "training is not granted but consented to", hint)
+    with home.client() as client:
+        asset_id = _asset_id(client, asset)
+        record = issue_grant(
+            home, client, asset_id, to, actions, days=days, duo=duo or [], depth=depth, parent=parent
+        )
+    return terminal.done(
+        {
+            "grant": record.id,
+            "index": record.index,
+            "asset": asset_id,
+            "grantee": to,
+            "actions": sorted(actions),
+        },
+        f"{to} may {' and '.join(sorted(actions))} {asset} for {days} days; grant {record.id}",
+        f"Signed and logged at {record.index}. To end it: fedhub grant revoke {short(record.id)}",
+    )
+
+
+@app.command("list", cls=Command)
+def list_grants(ctx: typer.Context) -> Exit:
+    """List the grants this home gave or holds."""
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = [_described(record) for record in client.all_statements(kind="grant")]
+    rows = [
+        (
+            short(each["id"]),
+            each["issuer"],
+            each["grantee"],
+            "+".join(each["actions"]),
+            each["expires"],
+            each["plan"],
+        )
+        for each in found
+    ]
+    return terminal.done(
+        {"grants": found}, *table(("grant", "issuer", "grantee", "actions", "expires", "plan"), rows)
+    )
+
+
+@app.command("show", cls=Command)
+def show(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID")]) -> Exit:
+    """Show one grant as it was signed."""
+    terminal = terminal_of(ctx)
+    described = _described(_grant(terminal, grant))
+    lines = [f"grant {described['id']}, logged at {described['index']}"]
+    lines += [f"  {name}: {value}" for name, value in described.items() if name not in ("id", "index")]
+    return terminal.done(described, *lines)
+
+
+@app.command("revoke", cls=Command)
+def revoke(
+    ctx: typer.Context,
+    grant: Annotated[str, typer.Argument(metavar="ID")],
+    reason: Annotated[
+        Literal["withdrawn", "compromised", "superseded", "error"], typer.Option(help="Why; it is published.")
+    ] = "withdrawn",
+) -> Exit:
+    """Withdraw a grant or consent: from now on nothing can lean on it; what was done before stays valid."""
+    from federation.deciding import revoke as revoke_statement
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    record = _grant(terminal, grant)
+    with home.client() as client:
+        posted = revoke_statement(home, client, record.id, reason=reason)
+    return terminal.done(
+        {"revoked": record.id, "revocation": posted.id, "index": posted.index},
+        f"Grant {short(record.id)} is revoked from log index {posted.index} on ({reason}).",
+        "Next: fedhub institution status (so that offline verifiers see it within a day).",
+    )
+
+
+@app.command("verify", cls=Command)
+def verify(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID")]) -> Exit:
+    """Check a grant's signature under this home's own pins, and whether it can be used now."""
+    import time
+
+    from federation.deciding import read_signed
+    from storage.encoding import parse_time
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    record = _grant(terminal, grant)
+    with home.client() as client:
+        statement = read_signed(home, client, record.bundle, kind="grant", issuer=record.issuer)
+        revoked = [
+            each.id
+            for each in client.all_statements(kind="revocation", subject=statement.id, issuer=record.issuer)
+        ]
+    said = statement.predicate
+    now = int(time.time())
+    if revoked:
+        raise Rejected(
+            "E_REVOKED", f"grant {statement.id} was revoked by {record.issuer}", "ask for a new one"
+        )
+    if not parse_time(said["notBefore"], "E_STATEMENT") <= now < parse_time(said["expires"], "E_STATEMENT"):
+        message = f"grant {statement.id} is valid from {said['notBefore']} to {said['expires']}"
+        raise Rejected("E_GRANT_EXPIRED", message, "ask for a new one")
+    return terminal.done(
+        {"id": statement.id, "valid": True, "issuer": record.issuer, "grantee": said["grantee"]},
+        f"Grant {statement.id}: signed by {record.issuer} as pinned here, in its window, not revoked.",
+        "A pull checks it again, with its parents and the log.",
+    )
+
+
+def _grant(terminal: Terminal, reference: str) -> Any:
+    with terminal.home.client() as client:
+        found = [each for each in client.all_statements(kind="grant") if each.id.startswith(reference)]
+    if len(found) != 1 or len(reference) < 8:
+        raise Unchecked(
+            "E_NOT_FOUND", f"{reference}: {len(found)} grants have such an id", "fedhub grant list"
+        )
+    return found[0]
+
+
+def _asset_id(client: Any, reference: str) -> str:
+    from federation.pulling import find_dataset, find_version
+    from storage.encoding import is_digest
+
+    if is_digest(reference):
+        return reference
+    if "@" in reference or ":" in reference:
+        return find_version(client, reference).asset_id
+    return find_dataset(client, reference).asset_id
+
+
+def _described(record: Any) -> dict[str, Any]:
+    from storage.signing import open_envelope
+    from storage.statements import read_statement
+
+    statement = read_statement(open_envelope(record.bundle.encode()))
+    said = statement.predicate
+    return {
+        "id": statement.id,
+        "index": record.index,
+        "issuer": said["issuer"],
+        "grantee": said["grantee"],
+        "actions": said["actions"],
+        "asset": statement.subject,
+        "conditions": said["conditions"],
+        "notBefore": said["notBefore"],
+        "expires": said["expires"],
+        "depth": said["depth"],
+        "parent": said.get("parent"),
+        "plan": short(said["conditions"].get("plan")),
+    }

@@ -1,0 +1,176 @@
+"""``fedhub model``: push signed versions, pull them verified."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hub.commands.terminal import Command, short, table, terminal_of
+from storage.errors import Exit, Unchecked
+
+if TYPE_CHECKING:
+    from federation import wire
+
+app = typer.Typer(no_args_is_help=True, help="Models and their signed versions.")
+
+
+@app.command("push", cls=Command)
+def push(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    name: Annotated[str, typer.Argument(help="INSTITUTION/NAME, in your own namespace.")],
+    tag: Annotated[list[str] | None, typer.Option(help="A name for this version; may be repeated.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="SPDX identifier.")] = None,
+) -> Exit:
+    """Upload a folder and sign it as the next version: all of it or nothing.
+
+    Safe formats only: files that run code when they are loaded are refused before anything is sent.
+    """
+    from federation.publishing import push_version
+
+    terminal = terminal_of(ctx)
+    total = _refuse_unsafe(folder)
+    home = terminal.home
+    with home.client() as client, terminal.progress("push", total) as moved:
+        version = push_version(home, client, folder, name, license_id=license_id, tags=tag or [], moved=moved)
+    return terminal.done(
+        version.model_dump(),
+        f"{version.name}@{version.version} is signed and logged; asset id {version.asset_id}",
+        *([f"Tags: {', '.join(version.tags)}"] if version.tags else []),
+        f"Next: fedhub grant issue {version.name}@{version.version} --to INSTITUTION --action pull, or a plan.",
+    )
+
+
+@app.command("pull", cls=Command)
+def pull(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
+    folder: Annotated[Path, typer.Argument(help="Where to install it; must not exist yet.")],
+    grant: Annotated[str | None, typer.Option(help="Lean on this grant and no other.")] = None,
+    duo: Annotated[
+        list[str] | None, typer.Option(help="A term you accept, DUO:nnnnnnn; may be repeated.")
+    ] = None,
+    pack: Annotated[Path | None, typer.Option(help="Leave the evidence pack in this new folder.")] = None,
+) -> Exit:
+    """Download a version, check every byte and signature by this home's own pins, then install it at once.
+
+    On any failure nothing stands at FOLDER, and the error names the file.
+    """
+    from federation.pulling import find_version, pull_version
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    with home.client() as client:
+        wanted = find_version(client, reference)
+        total = sum(file.size for file in wanted.files)
+        with terminal.progress("pull", total) as moved:
+            pulled = pull_version(
+                home, client, reference, folder, grant=grant, duo=duo or [], moved=moved, keep_pack=pack
+            )
+    version = pulled.version
+    by = f"under grant {short(pulled.grant)}" if pulled.grant else "without a grant (own or public)"
+    return terminal.done(
+        {
+            "name": version.name,
+            "version": version.version,
+            "asset_id": version.asset_id,
+            "folder": str(folder),
+            "grant": pulled.grant,
+            "pack": str(pack) if pack else None,
+            "steps": pulled.report.as_json()["steps"],
+        },
+        f"Pulled {version.name}@{version.version} {by}: {len(version.files)} files, {total:,} bytes, all verified.",
+        f"Installed at {folder}.",
+    )
+
+
+@app.command("list", cls=Command)
+def list_models(ctx: typer.Context, search: Annotated[str, typer.Argument()] = "") -> Exit:
+    """List the models this home may see."""
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = client.models(search or None)
+    rows = []
+    for model in found:
+        newest = max(model.versions, key=lambda each: each.version, default=None)
+        rows.append((model.name, model.visibility, len(model.versions), _state(newest)))
+    return terminal.done(
+        {"models": [each.model_dump() for each in found]},
+        *table(("model", "visibility", "versions", "newest"), rows),
+    )
+
+
+@app.command("show", cls=Command)
+def show(
+    ctx: typer.Context, reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION|:TAG]")]
+) -> Exit:
+    """Show a model's versions, or one version's files."""
+    from federation.pulling import find_version, split_reference
+
+    terminal = terminal_of(ctx)
+    name, number, tag = split_reference(reference)
+    with terminal.home.client() as client:
+        if number is None and tag is None:
+            model = client.model(name)
+            rows = [
+                (each.version, short(each.asset_id), ", ".join(each.tags), _state(each), each.created_at)
+                for each in model.versions
+            ]
+            lines = [f"{model.name}, owner {model.owner}, {model.visibility}"]
+            lines += table(("version", "asset id", "tags", "state", "made"), rows)
+            return terminal.done(model.model_dump(), *lines)
+        version = find_version(client, reference)
+    lines = [
+        f"{version.name}@{version.version}, {_state(version)}, made {version.created_at}",
+        f"  asset id {version.asset_id}",
+        f"  license {version.license or 'not stated'}, tags {', '.join(version.tags) or 'none'}",
+        f"  made by the run of plan {version.plan}" if version.plan else "  its owner's word alone: no plan",
+    ]
+    lines += table(
+        ("file", "bytes", "sha256"), [(each.name, each.size, each.sha256) for each in version.files]
+    )
+    return terminal.done(version.model_dump(), *lines)
+
+
+@app.command("tag", cls=Command)
+def tag_version(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
+    tag: Annotated[str, typer.Argument()],
+) -> Exit:
+    """Give a version a tag; a tag is made once and stays."""
+    from federation.pulling import split_reference
+
+    terminal = terminal_of(ctx)
+    name, number, _tag = split_reference(reference)
+    if number is None:
+        raise Unchecked("E_USAGE", f"{reference!r} names no version", "write INSTITUTION/NAME@VERSION")
+    with terminal.home.client() as client:
+        version = client.tag(name, tag, number)
+    return terminal.done(version.model_dump(), f"{name}:{tag} is {name}@{number}.")
+
+
+def _refuse_unsafe(folder: Path) -> int:
+    """Refuse files that run code when loaded, before any byte leaves; gives the folder's size in bytes."""
+    from hub.services.formats import check_content
+
+    total = 0
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_file():
+            continue  # the manifest refuses what is no regular file, with the better message
+        with path.open("rb") as file:
+
+            def read(offset: int, length: int) -> bytes:
+                file.seek(offset)  # noqa: B023 - used only inside this turn of the loop
+                return file.read(length)  # noqa: B023
+
+            size = path.stat().st_size
+            check_content(path.relative_to(folder).as_posix(), size, read)
+            total += size
+    return total
+
+
+def _state(version: "wire.ModelVersion | None") -> str:
+    if version is None:
+        return "no version"
+    return f"@{version.version}, " + ("released" if version.released else "not released")

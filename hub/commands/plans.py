@@ -1,0 +1,200 @@
+"""``fedhub plan``: what a run will do, drafted, signed and consented to before it starts."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hub.commands.terminal import Command, short, table, terminal_of
+from storage.errors import Exit, Unchecked
+
+app = typer.Typer(no_args_is_help=True, help="Training plans: drafted, signed, consented to.")
+
+
+@app.command("new", cls=Command)
+def new(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A new folder for the draft.")],
+    model: Annotated[str, typer.Option(help="The base version, NAME@VERSION or NAME:TAG.")],
+    participant: Annotated[list[str], typer.Option(help="A dataset's name or asset id; once per site.")],
+    rounds: Annotated[int, typer.Option(min=1, max=10_000)],
+    min_participants: Annotated[
+        int | None, typer.Option(help="Sites each round needs (default: all).")
+    ] = None,
+    approvals: Annotated[
+        int | None, typer.Option(help="Approvals of a release (default: a majority).")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="A recipe parameter, NAME=VALUE; may be repeated.")
+    ] = None,
+    strategy: Annotated[str, typer.Option()] = "FedAvg",
+    strategy_setting: Annotated[
+        list[str] | None, typer.Option("--strategy-set", help="A strategy parameter, NAME=VALUE.")
+    ] = None,
+    weighting: Annotated[str, typer.Option(help="examples or equal.")] = "examples",
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    quorum: Annotated[
+        int | None, typer.Option(help="Replies that close a round (default: all needed).")
+    ] = None,
+    deadline: Annotated[int, typer.Option(help="Seconds that a round stays open.", min=1)] = 600,
+    days: Annotated[int, typer.Option(help="Days until the plan expires.", min=1, max=366)] = 30,
+    epsilon: Annotated[str | None, typer.Option(help="Privacy loss allowed, with --delta.")] = None,
+    delta: Annotated[str | None, typer.Option()] = None,
+) -> Exit:
+    """Draft a plan in a folder: plan.json, recipe.json, config.json. Nothing is signed yet."""
+    from federation.planning import Terms, draft_plan
+
+    terminal = terminal_of(ctx)
+    if (epsilon is None) != (delta is None):
+        raise Unchecked("E_USAGE", "--epsilon and --delta belong together", "give both or neither")
+    terms = Terms(
+        participants=participant,
+        rounds=rounds,
+        min_participants=min_participants,
+        approvals=approvals,
+        days=days,
+        parameters=_settings(setting),
+        strategy=strategy,
+        strategy_parameters=_settings(strategy_setting),
+        weighting=weighting,
+        seed=seed,
+        quorum=quorum,
+        round_deadline_s=deadline,
+        epsilon=epsilon,
+        delta=delta,
+    )
+    with terminal.home.client() as client:
+        draft = draft_plan(client, folder, model, terms)
+    return terminal.done(
+        {"folder": str(folder), "base": draft.base_name, **draft.members},
+        f"Drafted in {folder}: {rounds} rounds from {draft.base_name} over {len(participant)} sites.",
+        f"Read its three files, then: fedhub plan check {folder} && fedhub plan submit {folder}",
+    )
+
+
+@app.command("check", cls=Command)
+def check(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="FOLDER|PLAN", help="A draft's folder, or a plan's id.")],
+) -> Exit:
+    """Check a draft, or a submitted plan: its signature by your own pins, its files, its code as installed here."""
+    from federation.deciding import read_checked_plan
+    from federation.plan import check_recipe
+    from federation.planning import check_draft, read_draft
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    if Path(plan).is_dir():
+        found = check_draft(home, read_draft(Path(plan)))
+        said = "draft, not signed"
+    else:
+        with home.client() as client:
+            found, _shown = read_checked_plan(home, client, plan)
+        said = f"signed by {found.issuer}, as pinned here"
+    check_recipe(found.config, found.code)
+    config = found.config
+    return terminal.done(
+        {
+            "plan": None if Path(plan).is_dir() else found.id,
+            "issuer": found.issuer,
+            "rounds": found.rounds,
+            "minParticipants": found.min_participants,
+            "approvals": found.approvals,
+            "code": found.code,
+            "config": config.digest,
+            "participants": [{"institution": s.institution, "dataset": s.dataset} for s in found.sites],
+        },
+        f"Plan ({said}): {found.rounds} rounds of {config.strategy} with {config.recipe}, code {short(found.code)}",
+        "  the recipe installed here is byte for byte the code that the plan names",
+        f"  participants {', '.join(site.institution for site in found.sites)}; each round needs "
+        f"{found.min_participants}; a release needs {found.approvals} approvals",
+        f"  parameters {json.dumps(dict(config.parameters), sort_keys=True)}",
+    )
+
+
+@app.command("submit", cls=Command)
+def submit(ctx: typer.Context, folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> Exit:
+    """Sign a draft and submit it; the labs it names can consent from now on."""
+    from federation.planning import read_draft, submit_draft
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    with home.client() as client:
+        plan = submit_draft(home, client, read_draft(folder))
+    waiting = ", ".join(each.institution for each in plan.participants)
+    return terminal.done(
+        plan.model_dump(exclude={"bundle", "recipe", "config"}),
+        f"Plan {plan.id} is signed and logged; it never changes from now on.",
+        f"Next: {waiting} consent with: fedhub site approve {short(plan.id)}",
+    )
+
+
+@app.command("list", cls=Command)
+def list_plans(ctx: typer.Context) -> Exit:
+    """List the plans this home takes part in."""
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = client.plans()
+    rows = [
+        (
+            short(each.id),
+            each.issuer,
+            each.rounds,
+            f"{sum(1 for site in each.participants if site.consent)} of {len(each.participants)}",
+            each.run or "not started",
+            each.expires,
+        )
+        for each in found
+    ]
+    return terminal.done(
+        {"plans": [each.model_dump(exclude={"bundle", "recipe", "config"}) for each in found]},
+        *table(("plan", "owner", "rounds", "consents", "run", "expires"), rows),
+    )
+
+
+@app.command("show", cls=Command)
+def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")]) -> Exit:
+    """Show a plan: its terms, its files, who has consented."""
+    from federation.deciding import resolve_plan
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = resolve_plan(client, plan)
+    rows = []
+    for site in found.participants:
+        answer = f"declined: {site.declined}" if site.declined else "waiting"
+        rows.append(
+            (
+                site.institution,
+                short(site.dataset),
+                f"consent {short(site.consent)}" if site.consent else answer,
+                "online" if site.site_online else "offline",
+            )
+        )
+    config = json.loads(base64.b64decode(found.config))
+    return terminal.done(
+        {**found.model_dump(exclude={"bundle", "recipe", "config"}), "config": config},
+        f"plan {found.id} of {found.issuer}, run {found.run or 'not started'}",
+        f"  base {found.base_asset}, {found.rounds} rounds, each needs {found.min_participants}, "
+        f"release needs {found.approvals}, expires {found.expires}",
+        *table(("institution", "dataset", "answer", "site"), rows),
+    )
+
+
+def _settings(texts: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as members; whole numbers, true, false and [lists] are read as JSON, all else is text."""
+    found: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise Unchecked("E_USAGE", f"{text!r} is not NAME=VALUE", "for example --set epochs=2")
+        plain = value.lstrip("-").isdigit() or value in ("true", "false") or value.startswith("[")
+        try:
+            found[name] = json.loads(value) if plain else value
+        except ValueError as error:
+            raise Unchecked(
+                "E_USAGE", f"{text!r}: the value is no JSON", "for example --set epochs=2"
+            ) from error
+    return found

@@ -1,0 +1,194 @@
+"""``fedhub run``: the one execution of a plan, from its start to a signed version."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hub.commands.terminal import Command, Terminal, short, table, terminal_of
+from storage.errors import Exit, Unchecked
+
+if TYPE_CHECKING:
+    from federation import wire
+
+app = typer.Typer(no_args_is_help=True, help="Runs of training plans.")
+
+_POLL_S = 0.3
+_OVER = ("finished", "stopped", "cancelled")
+
+
+@app.command("start", cls=Command)
+def start(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the run is over.")] = False,
+) -> Exit:
+    """Start the run of a plan whose participants have consented."""
+    from federation.deciding import resolve_plan
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = resolve_plan(client, plan)
+        run = client.start_run(found.id)
+        if wait:
+            terminal.say(f"The run of plan {short(found.id)} is {run.state}.")
+            return _watch(terminal, client, found.id, until_s=None)
+    return terminal.done(
+        run.model_dump(),
+        f"The run of plan {short(found.id)} is {run.state}: {run.rounds_planned} rounds.",
+        f"Next: fedhub run watch {short(found.id)}",
+    )
+
+
+@app.command("watch", cls=Command)
+def watch(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds.", min=0)] = None,
+) -> Exit:
+    """Follow a run: one line per event, with --json one document per line, until it is over."""
+    from federation.deciding import resolve_plan
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        return _watch(terminal, client, resolve_plan(client, plan).id, until_s=timeout)
+
+
+@app.command("list", cls=Command)
+def list_runs(ctx: typer.Context) -> Exit:
+    """List the runs this home takes part in."""
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        found = client.runs()
+    rows = [
+        (
+            short(each.plan),
+            each.state,
+            f"{len(each.rounds)} of {each.rounds_planned}",
+            each.started_at,
+            each.reason,
+        )
+        for each in found
+    ]
+    return terminal.done(
+        {"runs": [each.model_dump() for each in found]},
+        *table(
+            ("plan", "state", "rounds", "started", "reason"), [[cell or "" for cell in row] for row in rows]
+        ),
+    )
+
+
+@app.command("show", cls=Command)
+def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")]) -> Exit:
+    """Show a run: its rounds, their metrics, and who refused."""
+    from federation.deciding import resolve_plan
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        run = client.run(resolve_plan(client, plan).id)
+    return terminal.done(run.model_dump(), *_run_lines(run))
+
+
+@app.command("cancel", cls=Command)
+def cancel(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")]) -> Exit:
+    """End a run; its last aggregate is kept."""
+    from federation.deciding import resolve_plan
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        run = client.cancel_run(resolve_plan(client, plan).id)
+    return terminal.done(
+        run.model_dump(), f"The run of plan {short(run.plan)} is {run.state} after {len(run.rounds)} rounds."
+    )
+
+
+@app.command("resume", cls=Command)
+def resume(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")]) -> Exit:
+    """Go on with a stopped run from its last aggregate; no round counts twice."""
+    from federation.deciding import resolve_plan
+
+    terminal = terminal_of(ctx)
+    with terminal.home.client() as client:
+        run = client.resume_run(resolve_plan(client, plan).id)
+    return terminal.done(
+        run.model_dump(),
+        f"The run of plan {short(run.plan)} goes on after round {len(run.rounds)}, attempt {run.attempt}.",
+        f"Next: fedhub run watch {short(run.plan)}",
+    )
+
+
+@app.command("finish", cls=Command)
+def finish(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    name: Annotated[str | None, typer.Option(help="The new version's model (default: the base's).")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A name for the version; may be repeated.")] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="SPDX identifier (default: the base's).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Leave the version's files in this new folder.")] = None,
+) -> Exit:
+    """Owner: make the last aggregate a signed version, after checking the chain of rounds by your own pins."""
+    from federation.finishing import finish_run
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    if out is not None and out.exists():
+        raise Unchecked("E_TARGET", f"{out} is there already", "choose another folder")
+    with home.client() as client:
+        version, chain = finish_run(
+            home, client, plan, name=name, license_id=license_id, tags=tag or [], keep=out
+        )
+    return terminal.done(
+        {**version.model_dump(), "rounds": len(chain.rounds), "receipts": len(chain.receipts)},
+        f"Checked {len(chain.rounds)} round statements and {len(chain.receipts)} receipts: an unbroken chain.",
+        f"{version.name}@{version.version} is signed with its provenance; asset id {version.asset_id}",
+        f"Next: participants run fedhub evaluate {version.name}@{version.version}, then fedhub release approve",
+    )
+
+
+def _watch(terminal: Terminal, client: Any, plan: str, until_s: float | None) -> Exit:
+    after, started = 0, time.monotonic()
+    while True:
+        for event in client.events(plan, after=after):
+            after = event.id
+            if terminal.json:
+                terminal.write_json(event.model_dump())
+            else:
+                terminal.say(f"{event.at}  {event.kind:<14} {_told(event.data)}".rstrip())
+        run = client.run(plan)
+        if run.state in _OVER:
+            break
+        if until_s is not None and time.monotonic() - started > until_s:
+            raise Unchecked(
+                "E_TIMEOUT", f"the run is {run.state} after {until_s:g} s", "watch it again, or run show"
+            )
+        if terminal.stop.wait(_POLL_S):
+            return Exit.DONE
+    terminal.done({"run": run.model_dump()}, *_run_lines(run))
+    return Exit.DONE if run.state == "finished" else Exit.REFUSED
+
+
+def _run_lines(run: "wire.Run") -> list[str]:
+    lines = [f"Run of plan {short(run.plan)}: {run.state}, {len(run.rounds)} of {run.rounds_planned} rounds"]
+    if run.reason:
+        lines.append(f"  {run.reason}")
+    rows = [
+        (each.round, f"{each.seconds:.2f}", len(each.receipts), short(each.aggregate), _told(each.metrics))
+        for each in run.rounds
+    ]
+    if rows:
+        lines += table(("round", "seconds", "sites", "aggregate", "metrics"), rows)
+    lines += [f"refused by {each.institution} in round {each.round}: {each.code}" for each in run.refusals]
+    if run.state == "finished":
+        lines.append(f"Next: fedhub run finish {short(run.plan)}")
+    return lines
+
+
+def _told(data: dict[str, Any]) -> str:
+    cells = (
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in data.items()
+    )
+    return " ".join(cells)

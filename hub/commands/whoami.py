@@ -1,0 +1,19 @@
+"""``fedhub whoami``: who the hub takes this home for."""
+
+import typer
+
+from hub.commands.terminal import Command, terminal_of
+from storage.errors import Exit
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def whoami(ctx: typer.Context) -> Exit:
+    """Ask the hub who this home is, and by which key or token it knows."""
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    with home.client() as client:
+        who = client.whoami()
+    by = f"by its {who.key_role} key" if who.key_role else f"by a personal token ({', '.join(who.scopes)})"
+    return terminal.done(who.model_dump(), f"{who.institution} ({who.role}) at {home.endpoint}, {by}")
