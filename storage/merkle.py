@@ -167,7 +167,7 @@ def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, path
         raise Rejected("E_ROLLBACK", f"the log shrank from {old} to {new} entries")
     if old <= 0:
         raise Rejected(code, f"{what}: nothing can be proved from size {old}")
-    _check_hashes(code, what, (old_root, new_root, *path))
+    _check_hashes(code, what, path)
     if old == new:
         if old_root != new_root:
             raise Rejected(
@@ -176,6 +176,7 @@ def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, path
         if path:
             raise Rejected(code, f"{what}: equal sizes need no hashes, found {len(path)}")
         return
+    _check_hashes(code, what, (old_root, new_root))
     steps = [old_root, *path] if old & (old - 1) == 0 else list(path)
     if not path:
         raise Rejected(code, f"{what}: it holds no hash")

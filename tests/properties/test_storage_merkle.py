@@ -36,13 +36,18 @@ def test_root_equals_the_definition(size: int) -> None:
 
 
 @given(sizes, st.data())
-def test_inclusion_proof_of_any_entry_is_accepted_and_of_another_entry_refused(size: int, data: st.DataObject) -> None:
+def test_inclusion_proof_of_any_entry_is_accepted_and_of_another_entry_refused(
+    size: int, data: st.DataObject
+) -> None:
     index = data.draw(st.integers(0, size - 1))
     path = [range_root(lo, hi, nodes_of(HASHES[:size])) for lo, hi in inclusion_ranges(index, size)]
     root = root_of(HASHES[:size])
     check_inclusion(HASHES[index], index, size, path, root)
     other = data.draw(st.integers(0, size - 1).filter(lambda i: i != index)) if size > 1 else None
-    for leaf, at in [(leaf_hash(b"x"), index), *([] if other is None else [(HASHES[index], other), (HASHES[other], index)])]:
+    for leaf, at in [
+        (leaf_hash(b"x"), index),
+        *([] if other is None else [(HASHES[index], other), (HASHES[other], index)]),
+    ]:
         try:
             check_inclusion(leaf, at, size, path, root)
         except Rejected:
@@ -51,7 +56,9 @@ def test_inclusion_proof_of_any_entry_is_accepted_and_of_another_entry_refused(s
 
 
 @given(sizes, st.data())
-def test_consistency_proof_is_accepted_and_with_any_bit_flipped_refused(size: int, data: st.DataObject) -> None:
+def test_consistency_proof_is_accepted_and_with_any_bit_flipped_refused(
+    size: int, data: st.DataObject
+) -> None:
     old = data.draw(st.integers(1, size))
     path = [range_root(lo, hi, nodes_of(HASHES[:size])) for lo, hi in consistency_ranges(old, size)]
     check_consistency(old, root_of(HASHES[:old]), size, root_of(HASHES[:size]), path)
