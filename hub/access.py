@@ -72,7 +72,7 @@ class Rule:
 
     who: Who
     scope: Scope = "read"
-    key_role: KeyRole | None = None  # a key of this role must have logged in; a personal token is refused
+    key_role: KeyRole | Literal["any"] | None = None  # a ring key of this role must have logged in
     hidden: bool = False  # a refusal looks like 'not found'
 
 
@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
     "approve": Rule(Who.OPERATOR, "write", "targets"),
     "see alliance": Rule(Who.MEMBER),
     "change key ring": Rule(Who.OWNER, "write", "targets"),
-    "register site": Rule(Who.OWNER, "write", "snapshot"),
+    "register site": Rule(Who.OWNER, "write", "any"),
     "see own": Rule(Who.MEMBER),
     "keep tokens": Rule(Who.OWNER, "write"),
     # statements
@@ -95,12 +95,12 @@ RULES: dict[str, Rule] = {
     "list assets": Rule(Who.MEMBER),
     "read model": Rule(Who.READER, hidden=True),
     "read dataset": Rule(Who.MEMBER),
-    "push version": Rule(Who.OWNER, "write", "targets"),
+    "push version": Rule(Who.OWNER, "write"),
     "tag version": Rule(Who.OWNER, "write"),
     "pull": Rule(Who.MEMBER),
     "read pack": Rule(Who.READER, hidden=True),
     # plans and runs
-    "submit plan": Rule(Who.OWNER, "write", "targets"),
+    "submit plan": Rule(Who.OWNER, "write"),
     "read plan": Rule(Who.READER, hidden=True),
     "decline plan": Rule(Who.PARTY, "write"),
     "steer run": Rule(Who.OWNER, "write"),
@@ -176,10 +176,13 @@ def _check_credential(rule: Rule, actor: Actor, action: str, thing: Thing) -> No
             f" {rule.scope} is needed",
             f"Make a token with the scope {rule.scope}.",
         )
-    if rule.key_role is not None and actor.by != "coordinator" and actor.key_role != rule.key_role:
+    if rule.key_role is None or actor.key_role == rule.key_role:
+        return
+    if actor.key_role is None or rule.key_role != "any":
+        needed = "ring" if rule.key_role == "any" else rule.key_role
         raise Refused(
             "E_KEY_ROLE",
-            f"{action} {thing.name}: needs a login with a {rule.key_role} key,"
-            f" not {'a ' + actor.key_role + ' key' if actor.key_role else 'a personal token'}",
-            f"Log in with the institution's {rule.key_role} key.",
+            f"{action} {thing.name}: needs a login with a {needed} key,"
+            f" not {'a ' + actor.key_role + ' key' if actor.key_role else 'a token'}",
+            f"Log in with the institution's {needed} key.",
         )

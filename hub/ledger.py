@@ -41,6 +41,15 @@ _log = logging.getLogger("fedhub.ledger")
 
 
 @dataclass(frozen=True)
+class RingKey:
+    """A key of a ring version in force that nobody has revoked."""
+
+    institution: str
+    role: str
+    key: EllipticCurvePublicKey
+
+
+@dataclass(frozen=True)
 class Admitted:
     """A statement in the log; ``fresh`` when this call put it there."""
 
@@ -75,7 +84,7 @@ class Ledger:
         self._operator = operator
         self._clock = clock
         self._lock = threading.RLock()
-        self._evidence = Evidence(self.origin, operator, {})
+        self._evidence = Evidence(self.origin, operator, {}, whole=True)
         self._seen = 0
         self._woken = threading.Event()
 
@@ -94,7 +103,7 @@ class Ledger:
             if not own:
                 yield self._evidence
                 return
-            # What this transaction added may yet be rolled back: it goes into a copy.
+            # What this transaction added may yet be rolled back: it goes into a copy, never into what is shared.
             view = self._evidence.fork()
             for entry in own:
                 if entry.statement.kind == "keyring":
@@ -123,6 +132,20 @@ class Ledger:
             raise not_found("institution", institution)
         query = select(RingRow).where(RingRow.institution == institution).order_by(col(RingRow.version))
         return read_ring(institution, [row.root for row in session.exec(query)], member.pin)
+
+    def key_in_force(self, session: Session, hint: str) -> RingKey | None:
+        """Whose key this is and in which role, as of the end of the log; None: nobody's, not now."""
+        with self.evidence(session) as evidence:
+            holder = evidence.find_key(hint)
+            if holder is None or evidence.void_from(hint) <= evidence.size:
+                return None
+            institution, key = holder
+            logged = [entry for entry in evidence.by_kind("keyring") if entry.institution == institution]
+            if not logged:
+                return None
+            version = evidence.rings[institution].versions[logged[-1].says["version"]]
+            role = next((role for role, keys in version.roles.items() if hint in keys), None)
+            return None if role is None else RingKey(institution, role, key)
 
     # --- sequencing -----------------------------------------------------------------------------------------
 
@@ -154,6 +177,10 @@ class Ledger:
         session.flush()
         self._remember(session, entry)
         return Admitted(row, entry, fresh=True)
+
+    def rehearse(self, session: Session, raw: bytes) -> Entry:
+        """Check a statement as if it were logged now, and log nothing."""
+        return self._check(session, raw)
 
     def _check(self, session: Session, raw: bytes) -> Entry:
         with self.evidence(session) as evidence:

@@ -141,8 +141,7 @@ class Doorkeeper:
         if body is None:
             hint = f"FEDHUB_{'STATEMENT' if statements else 'JSON'}_LIMIT of this hub sets it."
             return problem(413, "E_LIMIT", f"the body is over {limit} bytes", hint), receive
-        refusal = self._refuse_json(headers, body, limit)
-        return refusal, _replay(body, receive)
+        return self._refuse_json(headers, body, limit), _replay(body, receive)
 
     def _refuse_json(self, headers: Headers, body: bytes, limit: int) -> JSONResponse | None:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -175,7 +174,8 @@ async def _read_body(headers: Headers, receive: Receive, limit: int) -> bytes | 
     announced = headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced) > limit:
         return None
-    chunks, total = [], 0
+    chunks: list[bytes] = []
+    total = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":

@@ -1,4 +1,4 @@
-"""Every error as problem+json (RFC 9457): stable code, what is wrong, what to do next, none of our insides."""
+"""Every error as problem+json (RFC 9457): stable code, what is wrong, what to do next, and no more."""
 
 import logging
 from typing import Any

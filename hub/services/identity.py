@@ -70,8 +70,7 @@ def _check_assertion(hub: Hub, session: Session, assertion: str) -> tuple[Instit
     hint = header.get("kid")
     if header.get("alg") != "ES256" or not is_digest(hint):
         raise _refuse("the assertion's header must be ES256 with kid = the key's hint")
-    with hub.ledger.evidence(session) as evidence:
-        found = evidence.key_in_force(hint)
+    found = hub.ledger.key_in_force(session, hint)
     if found is None:
         raise _refuse("the assertion's kid is no key of a ring in force")
     if found.role not in ("targets", "snapshot"):

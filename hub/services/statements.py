@@ -130,7 +130,7 @@ def _files(hub: Hub, attachments: Mapping[str, str]) -> dict[str, bytes]:
         if len(found[name]) > hub.settings.attachment_limit:
             raise Refused(
                 "E_LIMIT",
-                f"attachment {name!r}: {len(found[name])} bytes, at most {hub.settings.attachment_limit} are kept",
+                f"attachment {name!r} has {len(found[name])} bytes, over {hub.settings.attachment_limit}",
                 status=413,
                 field="attachments",
             )
