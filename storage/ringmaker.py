@@ -7,7 +7,6 @@ back by it before it is handed out.
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 # These packages re-export their public names without saying so in the way that mypy wants.
@@ -17,7 +16,7 @@ from tuf.api.metadata import Metadata, Role, Root  # type: ignore[attr-defined]
 from storage.encoding import check_institution
 from storage.errors import Misuse
 from storage.keyring import INSTITUTION_MEMBER, ROLES, RingVersion, read_version
-from storage.signing import PrivateKey, PublicKey, key_hint, public_pem
+from storage.signing import PrivateKey, PublicKey, key_hint, public_pem, sign_bytes
 
 TUF_SPECIFICATION = "1.0.31"
 
@@ -65,8 +64,7 @@ def make_ring(
     metadata = Metadata(root)
     for signer in signers:
         hint = key_hint(signer.public_key())
-        signed = signer.sign(metadata.signed_bytes, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
-        metadata.signatures[hint] = Signature(hint, signed.hex())
+        metadata.signatures[hint] = Signature(hint, sign_bytes(signer, metadata.signed_bytes).hex())
     raw: bytes = metadata.to_bytes()
     read_version(institution, version, raw, before)
     return raw

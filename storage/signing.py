@@ -157,9 +157,14 @@ def statement_id(payload: bytes) -> str:
     return sha256_hex(pae(payload))
 
 
+def sign_bytes(key: PrivateKey, data: bytes) -> bytes:
+    """A DER signature, ECDSA with SHA-256 and the nonce of RFC 6979: same key and data, same bytes."""
+    return key.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+
 def sign(key: PrivateKey, payload: bytes) -> bytes:
-    """The bundle of a payload signed with RFC 6979 deterministic ECDSA: same key and payload, same bytes."""
-    signature = key.sign(pae(payload), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    """The bundle of a payload and its signature over the PAE."""
+    signature = sign_bytes(key, pae(payload))
     return canonical(
         {
             "mediaType": BUNDLE_TYPE,
