@@ -1,13 +1,23 @@
 """Rows of the hub's database.
 
-Times are whole seconds since 1970 (UTC), digests lower-case hex. Every row that an answer acknowledged is in here;
-the in-memory evidence (``ledger``) and the files of the log are made from ``statement`` rows alone.
+Times are whole seconds since 1970 (UTC), digests lower-case hex. Everything that an answer acknowledged is in
+here; the in-memory evidence (``ledger``) and the files of the log are made from ``statement`` rows alone.
 Sections: identity, statements and log, request bookkeeping; then registry, uploads, plans and runs.
 """
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlmodel import Field, SQLModel
 
 SQLModel.metadata.naming_convention = {
@@ -51,7 +61,9 @@ class InstitutionRow(SQLModel, table=True):
     state: str = Field(max_length=16)  # pending, approved, suspended
     pin: str = digest()  # sha256 of 1.root.json
     contact: str = Field(default="", max_length=500)
-    keyring_bundle: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))  # until approved
+    keyring_bundle: bytes | None = Field(
+        default=None, sa_column=Column(LargeBinary, nullable=True)
+    )  # until approved
     joined_at: int = moment()
 
 
@@ -78,7 +90,7 @@ class InvitationRow(SQLModel, table=True):
 
 
 class SiteRow(SQLModel, table=True):
-    """One Flower node key of an institution; ``node_id`` is SuperLink's, and changes when that starts anew."""
+    """One Flower node key of an institution; ``node_id`` is SuperLink's and changes when that starts anew."""
 
     __tablename__ = "site"
     __table_args__ = (UniqueConstraint("institution", "name"),)
@@ -194,7 +206,9 @@ class AnswerRow(SQLModel, table=True):
     key: str = digest(primary_key=True)  # of the header's text
     request: str = digest()  # of method, path and body
     status: int
-    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))  # None: told only once
+    body: bytes | None = Field(
+        default=None, sa_column=Column(LargeBinary, nullable=True)
+    )  # None: told only once
     created_at: int = moment()
 
 
@@ -210,7 +224,9 @@ class BlobRow(SQLModel, table=True):
     key: str = Field(max_length=255)  # where they lie in the store
     parts: list[str] | None = listed(nullable=True)  # digests of the 32 MiB parts of a larger file
     checked_by: str = Field(max_length=8)  # store, hub
-    content: str | None = Field(default=None, max_length=16, nullable=True)  # services.formats, once looked at
+    content: str | None = Field(
+        default=None, max_length=16, nullable=True
+    )  # services.formats, once looked at
     created_at: int = moment()
 
 
@@ -226,7 +242,9 @@ class UploadRow(SQLModel, table=True):
     parts: list[str] | None = listed(nullable=True)
     plan: str | None = digest(default=None, nullable=True, index=True)  # an update or aggregate of its run
     key: str = Field(max_length=255)
-    multipart: str | None = Field(default=None, max_length=1024, nullable=True)  # the store's name for the parts
+    multipart: str | None = Field(
+        default=None, max_length=1024, nullable=True
+    )  # the store's name for the parts
     etags: dict[str, str] = listed()  # part number -> what the store answered
     state: str = Field(max_length=8)  # open, checking, stored, refused
     reason: str | None = Field(default=None, max_length=500, nullable=True)  # why it is refused
@@ -245,13 +263,12 @@ class ModelRow(SQLModel, table=True):
 
 
 class VersionRow(SQLModel, table=True):
-    """One signed, immutable version of a model."""
+    """One signed, immutable version of a model; a later one may have an earlier one's files, and asset id."""
 
     __tablename__ = "version"
-    __table_args__ = (UniqueConstraint("name", "version"),)
-    asset_id: str = digest(primary_key=True)  # sha256 of manifest.json
-    name: str = Field(foreign_key="model.name", max_length=512)
-    version: int
+    name: str = Field(foreign_key="model.name", primary_key=True, max_length=512)
+    version: int = Field(primary_key=True)
+    asset_id: str = digest(index=True)  # sha256 of manifest.json
     statement: str = digest()
     license: str | None = Field(default=None, max_length=128, nullable=True)
     plan: str | None = digest(default=None, nullable=True)  # whose run made it
@@ -259,10 +276,10 @@ class VersionRow(SQLModel, table=True):
 
 
 class VersionFileRow(SQLModel, table=True):
-    """One file of a version."""
+    """One file of the versions with one manifest."""
 
     __tablename__ = "version_file"
-    asset_id: str = Field(foreign_key="version.asset_id", primary_key=True, max_length=64)
+    asset_id: str = digest(primary_key=True)
     name: str = Field(primary_key=True, max_length=1024)
     sha256: str = digest(index=True)
     size: int = moment()
