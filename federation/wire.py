@@ -215,6 +215,33 @@ class Model(Wire):
     versions: list[ModelVersion]
 
 
+class VisibilityChange(Wire):
+    visibility: Literal["public", "gated", "private"]
+
+
+class Release(Wire):
+    """A version that firms may be granted: approved by enough of its participants."""
+
+    name: str
+    version: int
+    asset_id: Digest
+    statement: Digest
+    plan: Digest | None = None
+    approved_by: list[Name]
+    released_at: str
+
+
+class Approvals(Wire):
+    """How far a version is from its release."""
+
+    asset_id: Digest
+    plan: Digest | None = None  # without one it cannot be released
+    needed: int
+    participants: list[Name]
+    approved_by: list[Name]
+    release: Digest | None = None
+
+
 class Dataset(Wire):
     name: str
     owner: Name
