@@ -145,6 +145,10 @@ class Settings(BaseSettings):
     )
     upload_limit: int = _setting(1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20)
     uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
+    version_files: int = _setting(10_000, "Most files of one model version.", "files", ge=1, le=100_000)
+    plan_participants: int = _setting(
+        1000, "Most participants of one training plan.", "participants", ge=1, le=10_000
+    )
     page_size: int = _setting(100, "Most items of one page of a list.", "items", ge=1, le=1000)
     requests_per_minute: int = _setting(
         6000,
@@ -165,6 +169,41 @@ class Settings(BaseSettings):
     capability_s: int = _setting(300, "Life of a pull's download addresses.", "seconds", ge=10, le=300)
     signed_url_s: int = _setting(
         30, "Life of one signed address of the store that a download is sent to.", "seconds", ge=5, le=30
+    )
+
+    upload_hours: int = _setting(
+        24, "How long an unfinished upload is kept after its last order.", "hours", ge=1, le=720
+    )
+    weights_url_s: int = _setting(
+        3600,
+        "Life of the signed address at which a run's participants read its weights.",
+        "seconds",
+        ge=60,
+        le=86_400,
+    )
+
+    # --- runs ---
+    run_attempts: int = _setting(
+        5, "Attempts in a row that close no round before the run is stopped.", "attempts", ge=1, le=100
+    )
+    run_backoff_s: float = _setting(
+        1.0,
+        "Pause before the second attempt in a row; it doubles each time, up to 30 s.",
+        "seconds",
+        gt=0,
+        le=30,
+    )
+    attempt_start_s: int = _setting(
+        90, "How long a coordinator may take to ask for its work.", "seconds", ge=5, le=3600
+    )
+    coordinator_silence_s: int = _setting(
+        15, "How long a coordinator that reports itself alive may be silent.", "seconds", ge=2, le=3600
+    )
+    round_grace_s: int = _setting(
+        300, "How long after a round's deadline its aggregate may take.", "seconds", ge=10, le=86_400
+    )
+    superlink_patience_s: int = _setting(
+        600, "How long runs wait for a SuperLink that is away before they stop.", "seconds", ge=10, le=86_400
     )
 
     # --- background work ---
