@@ -130,7 +130,7 @@ def _check_depth(value: Any, code: str) -> None:
         ]
         if not level:
             return
-    raise Rejected(code, f"JSON document: nesting must stay below {MAX_READ_DEPTH}")
+    raise Rejected(code, f"JSON document: nested deeper than {MAX_READ_DEPTH}")
 
 
 def read_canonical(raw: bytes, *, code: str = "E_MALFORMED", limit: int = JSON_LIMIT_BYTES) -> Any:
