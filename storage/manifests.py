@@ -5,7 +5,9 @@ file above 32 MiB, the digests of its parts come out of the same pass. Names are
 file system and every stock tool sees the same files. Fetching and storing files is not done here.
 """
 
+import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -189,35 +191,46 @@ def hash_file(path: Path) -> tuple[str, int, tuple[str, ...] | None]:
         Unchecked: ``E_INPUT``; it cannot be read, or its size changes while it is read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(path, "rb", buffering=0, opener=_open_no_link) as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode):
+                sha256, size, parts = _hash_stream(file, status.st_size > PART_BYTES)
     except OSError as error:
-        if os.path.islink(path):
-            raise Rejected("E_PATH", f"file {path}: expected a regular file, found a link") from error
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            raise _no_file(str(path)) from error
         raise Unchecked("E_INPUT", f"file {path}: cannot be read ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise Rejected("E_PATH", f"file {path}: expected a regular file, no link and no device")
-        in_parts = status.st_size > PART_BYTES
-        whole, part, size = hashlib.sha256(), hashlib.sha256(), 0
-        parts: list[str] = []
-        buffer = memoryview(bytearray(_READ_BYTES))
-        while True:
-            room = min(_READ_BYTES, PART_BYTES - size % PART_BYTES)
-            count = file.readinto(buffer[:room])
-            if in_parts and (not count or (size and size % PART_BYTES == 0)):
-                parts.append(part.hexdigest())
-                part = hashlib.sha256()
-            if not count:
-                break
-            whole.update(buffer[:count])
-            if in_parts:
-                part.update(buffer[:count])
-            size += count
+    if not stat.S_ISREG(status.st_mode):
+        raise _no_file(str(path))
     if size != status.st_size:
         raise Unchecked(
             "E_INPUT", f"file {path}: had {status.st_size} bytes when opened and {size} when read"
         )
+    return sha256, size, parts
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a named pipe among the files would hang us.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _no_file(name: str) -> Rejected:
+    return Rejected("E_PATH", f"file {shown(name, 300)}: expected a regular file, no link and no device")
+
+
+def _hash_stream(file: io.RawIOBase, in_parts: bool) -> tuple[str, int, tuple[str, ...] | None]:
+    whole, part, size = hashlib.sha256(), hashlib.sha256(), 0
+    parts: list[str] = []
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while count := file.readinto(buffer[: min(_READ_BYTES, PART_BYTES - size % PART_BYTES)]):
+        whole.update(buffer[:count])
+        size += count
+        if in_parts:
+            part.update(buffer[:count])
+            if size % PART_BYTES == 0:
+                parts.append(part.hexdigest())
+                part = hashlib.sha256()
+    if in_parts and size % PART_BYTES:
+        parts.append(part.hexdigest())
     return whole.hexdigest(), size, tuple(parts) if in_parts else None
 
 

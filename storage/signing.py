@@ -90,18 +90,17 @@ def read_private_key(path: Path, *, curve: type[ec.EllipticCurve] = ec.SECP256R1
         Unchecked: ``E_KEY_FILE``; missing, a link, readable by others, or no PEM key of ``curve``.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(path, "rb", opener=_open_no_link) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            pem = file.read(1 << 16) if stat.S_ISREG(mode) else b""
     except OSError as error:
-        raise Unchecked("E_KEY_FILE", f"key file {path}: cannot be opened ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise Unchecked(
-                "E_KEY_FILE",
-                f"key file {path}: expected a regular file of mode 0600, found {stat.filemode(mode)}",
-                f"chmod 600 {path}, and make a new key if others may have read this one",
-            )
-        pem = file.read(1 << 16)
+        raise Unchecked("E_KEY_FILE", f"key file {path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
+        raise Unchecked(
+            "E_KEY_FILE",
+            f"key file {path}: expected a regular file of mode 0600, found {stat.filemode(mode)}",
+            f"chmod 600 {path}, and make a new key if others may have read this one",
+        )
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -109,6 +108,11 @@ def read_private_key(path: Path, *, curve: type[ec.EllipticCurve] = ec.SECP256R1
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, curve):
         raise Unchecked("E_KEY_FILE", f"key file {path}: expected an elliptic curve key on {curve.name}")
     return key
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a named pipe in the place of a key would hang us.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def public_pem(key: PublicKey) -> str:
