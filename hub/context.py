@@ -1,5 +1,6 @@
 """What every service stands on: one hub's settings, rows, objects, log, secrets and signing hand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,22 +24,29 @@ class Signer(Protocol):
         """A signed statement as its bundle."""
 
 
-@dataclass(frozen=True)
-class NodeState:
+class Node(Protocol):
     """One node as SuperLink knows it."""
 
-    node_id: str  # a uint64 in decimal
-    public_key: str  # PEM
-    online: bool
+    @property
+    def id(self) -> str:
+        """SuperLink's number for it, a uint64 in decimal."""
+
+    @property
+    def public_key(self) -> str:
+        """The key it proves itself with, PEM."""
+
+    @property
+    def online(self) -> bool:
+        """Whether its agent is connected."""
 
 
 class NodeRegistry(Protocol):
     """SuperLink's list of nodes: ``federation.flower.control.Control``."""
 
-    def register_node(self, public_key: str, name: str) -> str:
+    def register_node(self, public_key_pem: str, name: str) -> str:
         """Admit a node's key and give its node id; a key known already keeps its id."""
 
-    def list_nodes(self) -> list[NodeState]:
+    def list_nodes(self) -> Sequence[Node]:
         """All nodes that are registered."""
 
 

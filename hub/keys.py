@@ -28,7 +28,7 @@ class HubKeys:
     folder: Path
     log: LogKey = field(repr=False)
     token_secret: bytes = field(repr=False)  # of access tokens
-    blob_secret: bytes = field(repr=False)  # of the folder store's orders and addresses
+    blob_secret: str = field(repr=False)  # of the folder store's orders and addresses
     coordinator_token: str = field(repr=False)
     control_token: str = field(repr=False)
 
@@ -75,7 +75,7 @@ def open_keys(folder: Path, origin: str) -> HubKeys:
         folder=folder,
         log=log,
         token_secret=bytes.fromhex(_secret(folder / "token.secret")),
-        blob_secret=bytes.fromhex(_secret(folder / "blob.secret")),
+        blob_secret=_secret(folder / "blob.secret"),
         coordinator_token=_secret(folder / "coordinator.token"),
         control_token=_secret(folder / "control.token"),
     )

@@ -103,7 +103,8 @@ class Ledger:
             if not own:
                 yield self._evidence
                 return
-            # What this transaction added may yet be rolled back: it goes into a copy, never into what is shared.
+            # What this transaction added may yet be rolled back: it goes into a copy, never into what is
+            # shared.
             view = self._evidence.fork()
             for entry in own:
                 if entry.statement.kind == "keyring":
@@ -232,6 +233,14 @@ class Ledger:
     def head(self, session: Session) -> Checkpoint | None:
         """The published checkpoint, or None while the log is empty."""
         return _checkpoint(session.exec(select(LogHeadRow)).one())
+
+    def waiting_s(self, session: Session) -> int:
+        """How long the oldest statement that is not under the published head has waited, seconds."""
+        index = col(StatementRow.log_index)
+        size = session.exec(select(LogHeadRow.size)).one()
+        query = select(StatementRow.logged_at).where(index >= size).order_by(index).limit(1)
+        oldest = session.exec(query).first()
+        return 0 if oldest is None else max(0, self.now() - oldest)
 
     def publish(self) -> Checkpoint | None:
         """Bring the log's files to the sequenced rows and sign their head; a crash anywhere repeats

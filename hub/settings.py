@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     control_token: SecretStr | None = _setting(
         None, "Bearer token of the Control API. Unset: made in the data folder.", "text"
     )
+    fleet_ca: Path | None = _setting(
+        None,
+        "Certificate authority (PEM) of the Fleet port of an external SuperLink. Unset: made in the data folder.",
+        "path",
+    )
     internal_url: str | None = _setting(
         None, "Address of the API as the coordinator reaches it. Unset: the public address.", "URL"
     )
@@ -144,6 +149,7 @@ class Settings(BaseSettings):
         1 << 20, "Largest file that travels with a statement (Croissant, recipe, config).", "bytes", ge=1024
     )
     upload_limit: int = _setting(1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20)
+    upload_hours: int = _setting(24, "How long an unfinished upload is kept.", "hours", ge=1, le=720)
     uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
     version_files: int = _setting(10_000, "Most files of one model version.", "files", ge=1, le=100_000)
     plan_participants: int = _setting(
@@ -280,6 +286,11 @@ class Settings(BaseSettings):
         if self.store.startswith("file:"):
             return f"http://{self._reachable}:{self.blob_port}"
         return self.store.removeprefix("s3+").rsplit("/", 1)[0]
+
+    @property
+    def superlink_dir(self) -> Path:
+        """Folder of a SuperLink that is the hub's child: certificates, its work, its log."""
+        return self.data_dir / "superlink"
 
     @property
     def operator_folder(self) -> Path:

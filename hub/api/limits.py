@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from hashlib import sha256
 from typing import Any
 
@@ -36,6 +36,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+Observe = Callable[[str, str, int, float], None]
 _log = logging.getLogger("fedhub.requests")
 
 
@@ -85,8 +86,9 @@ class Rate:
 class Doorkeeper:
     """ASGI middleware around one of the hub's apps."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, observe: Observe) -> None:
         self._app = app
+        self._observe = observe
         self._settings = settings
         self._rate = Rate(settings.requests_per_minute)
         self._https = settings.public.startswith("https:")
@@ -117,7 +119,9 @@ class Doorkeeper:
             else:
                 await self._app(scope, body, outward)
         finally:
-            _record(scope, status, time.perf_counter() - began, request_id)
+            seconds = time.perf_counter() - began
+            _record(scope, status, seconds, request_id)
+            self._observe(scope["method"], _route(scope), status, seconds)
 
     async def _admit(
         self, scope: Scope, headers: Headers, receive: Receive
@@ -231,18 +235,23 @@ def _whole(seconds: float) -> str:
     return str(max(1, int(seconds + 0.999)))
 
 
+def _route(scope: Scope) -> str:
+    """The template of the route that answered; never the path, which anybody can make up."""
+    return str(getattr(scope.get("route"), "path", "-"))
+
+
 def _record(scope: Scope, status: int, seconds: float, request_id: str) -> None:
     # The route's template, not the path: a download's path is itself a secret.
-    route = scope.get("route")
+    route = _route(scope)
     actor = scope.get("state", {}).get("actor")
     _log.info(
         "%s %s %d",
         scope["method"],
-        getattr(route, "path", "-"),
+        route,
         status,
         extra={
             "method": scope["method"],
-            "route": getattr(route, "path", "-"),
+            "route": route,
             "status": status,
             "ms": round(seconds * 1000, 1),
             "request_id": request_id,

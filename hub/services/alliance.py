@@ -1,9 +1,9 @@
 """Who is in the alliance: invitations, enrolment, approval, key rings, and the sites' node keys.
 
-An invitation is single use and expires; only its secret's digest is kept. Enrolling brings a key ring and the signed
-statement that puts it into force; the operator's approval logs that statement. A statement is logged within ten
-minutes of its signing or not at all, so when approval comes later the member applies once more with the same
-invitation, and its ring takes force then.
+An invitation is single use and expires; only its secret's digest is kept. Enrolling brings a key ring and the
+signed statement that puts it into force; the operator's approval logs that statement. A statement is logged
+within ten minutes of its signing or not at all, so when approval comes later the member applies once more
+with the same invitation, and its ring takes force then.
 """
 
 import logging
@@ -33,7 +33,8 @@ FRESH_S = 600  # a statement is logged within ten minutes of its signing
 _log = logging.getLogger("fedhub.alliance")
 
 
-# --- the operator itself --------------------------------------------------------------------------------------
+# --- the operator itself
+# --------------------------------------------------------------------------------------
 
 
 def found(hub: Hub, session: Session, roots: Sequence[bytes]) -> None:
@@ -63,7 +64,8 @@ def found(hub: Hub, session: Session, roots: Sequence[bytes]) -> None:
     _put_in_force(hub, session, name, raw)
 
 
-# --- joining --------------------------------------------------------------------------------------------------
+# --- joining
+# --------------------------------------------------------------------------------------------------
 
 
 def invite(hub: Hub, session: Session, actor: Actor, request: wire.InvitationRequest) -> wire.Invitation:
@@ -74,7 +76,9 @@ def invite(hub: Hub, session: Session, actor: Actor, request: wire.InvitationReq
         raise bad_field("role", "a hub has one operator")
     member = session.get(InstitutionRow, request.institution)
     if member is not None and member.state != "pending":
-        raise conflict("E_MEMBER", f"{request.institution} is a member already", "See `fedhub institution show`.")
+        raise conflict(
+            "E_MEMBER", f"{request.institution} is a member already", "See `fedhub institution show`."
+        )
     operator = session.get_one(InstitutionRow, hub.operator.institution)
     secret, now = secrets.token_urlsafe(32), hub.ledger.now()
     row = InvitationRow(
@@ -145,7 +149,9 @@ def _check_invitation(
         when = format_time(invitation.expires_at)
         raise Refused("E_INVITATION", f"the invitation for {name} expired at {when}", hint, field="secret")
     if member is not None and member.state != "pending":
-        raise conflict("E_MEMBER", f"{name} is a member already, with another ring", "A ring is rotated instead.")
+        raise conflict(
+            "E_MEMBER", f"{name} is a member already, with another ring", "A ring is rotated instead."
+        )
 
 
 def _check_ring_statement(raw: bytes, ring: KeyRing) -> None:
@@ -186,8 +192,8 @@ def _new_member(
 def approve(hub: Hub, session: Session, actor: Actor, name: str) -> wire.Institution:
     """Let a pending institution in, and log its ring's statement.
 
-    When more than ten minutes have passed since it was signed, the answer's ``ring_version`` is 0: the ring takes
-    force when the institution applies once more.
+    When more than ten minutes have passed since it was signed, the answer's ``ring_version`` is 0: the ring
+    takes force when the institution applies once more.
     """
     decide(actor, "approve", Thing(name))
     member = _member(session, name)
@@ -204,7 +210,8 @@ def approve(hub: Hub, session: Session, actor: Actor, name: str) -> wire.Institu
     return told(session, member)
 
 
-# --- key rings ------------------------------------------------------------------------------------------------
+# --- key rings
+# ------------------------------------------------------------------------------------------------
 
 
 def keyring(session: Session, name: str) -> list[bytes]:
@@ -245,7 +252,8 @@ def _put_in_force(hub: Hub, session: Session, name: str, raw: bytes) -> None:
     session.flush()
 
 
-# --- showing --------------------------------------------------------------------------------------------------
+# --- showing
+# --------------------------------------------------------------------------------------------------
 
 
 def institutions(session: Session, actor: Actor) -> list[wire.Institution]:
@@ -262,7 +270,9 @@ def institution(session: Session, actor: Actor, name: str) -> wire.Institution:
 
 def told(session: Session, row: InstitutionRow) -> wire.Institution:
     """A member as the API tells it."""
-    versions = select(RingRow.version).where(RingRow.institution == row.name, col(RingRow.statement).is_not(None))
+    versions = select(RingRow.version).where(
+        RingRow.institution == row.name, col(RingRow.statement).is_not(None)
+    )
     newest = select(StatementRow).where(StatementRow.kind == "status", StatementRow.issuer == row.name)
     status = session.exec(newest.order_by(col(StatementRow.log_index).desc()).limit(1)).first()
     until = None
@@ -294,7 +304,8 @@ def hub_info(hub: Hub, session: Session, version: str) -> wire.HubInfo:
     )
 
 
-# --- sites ----------------------------------------------------------------------------------------------------
+# --- sites
+# ----------------------------------------------------------------------------------------------------
 
 
 def register_site(hub: Hub, actor: Actor, request: wire.SiteRequest) -> wire.Site:
@@ -376,12 +387,17 @@ def _node_key(pem: str) -> EllipticCurvePublicKey:
         key = load_pem_public_key(pem.encode())
     except ValueError as error:
         raise bad_field("public_key", rule) from error
-    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in (
+        "secp256r1",
+        "secp384r1",
+        "secp521r1",
+    ):
         raise bad_field("public_key", rule)
     return key
 
 
-# --- small things ---------------------------------------------------------------------------------------------
+# --- small things
+# ---------------------------------------------------------------------------------------------
 
 
 def _member(session: Session, name: str) -> InstitutionRow:

@@ -1,0 +1,213 @@
+"""The only wiring: settings become a hub, and a hub becomes the two applications that serve it.
+
+``open_hub`` brings the tables up to date, opens store and keys, refuses a log that the rows do not lead to,
+and makes the operator the first member. ``create_app`` serves API, log and pages; ``create_download_app``
+serves downloads on an origin of their own.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from storage.stores import open_store
+
+from federation.home import Home, Place
+from federation.wire import Problem
+from hub import __version__
+from hub.api import alliance, coordinator, health, log, plans, pulls, registry, runs, statements, uploads
+from hub.api.health import Meters
+from hub.api.limits import Doorkeeper, Rate
+from hub.api.problems import add_problems
+from hub.context import Hub, NodeRegistry
+from hub.database import Database
+from hub.keys import HubKeys, open_keys
+from hub.ledger import Ledger, Publisher
+from hub.services import alliance as members
+from hub.settings import Settings
+from storage.blobs import BlobStore
+from storage.errors import Unchecked
+
+ROUTERS: tuple[APIRouter, ...] = (
+    alliance.router,
+    statements.router,
+    uploads.router,
+    registry.router,
+    pulls.router,
+    plans.router,
+    runs.router,
+    coordinator.router,
+)
+PAGES = "hub.web.pages"
+
+
+# --- the hub
+# --------------------------------------------------------------------------------------------------
+
+
+def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
+    """One process's hub, ready to serve; the first start founds it.
+
+    Args:
+        nodes: SuperLink's list of nodes; None: no runs can start.
+    Raises:
+        Unchecked: a setting is wrong, or a part cannot be opened.
+        FedhubError: ``E_LOG_FORK``, the database is not the one that the published log was made from.
+    """
+    keys = open_keys(settings.data_dir / "keys", settings.origin)
+    database = Database(settings.database, busy_s=settings.database_busy_s, pool=settings.database_pool)
+    database.upgrade()
+    store = store_of(settings, keys)
+    fleet_ca = fleet_authority(settings)
+    operator = operator_home(settings, keys, fleet_ca)
+    ledger = Ledger(database, store, keys.log, operator.institution)
+    ledger.check_start()
+    hub = Hub(settings, database, store, ledger, keys, operator, fleet_ca, nodes)
+    roots = [version.raw for _number, version in sorted(operator.ring.versions.items())]
+    with database.only_one("found"), database.session_scope() as session:
+        members.found(hub, session, roots)
+    return hub
+
+
+def store_of(settings: Settings, keys: HubKeys) -> BlobStore:
+    """The object store that the settings name."""
+    access, secret = settings.store_access_key, settings.store_secret_key
+    return open_store(
+        settings.store,
+        settings.store_public,
+        access=None if access is None else access.get_secret_value(),
+        secret=keys.blob_secret if secret is None else secret.get_secret_value(),
+    )
+
+
+def fleet_authority(settings: Settings) -> str:
+    """PEM of the authority that labs trust for the Fleet port; empty when there is no SuperLink."""
+    if settings.superlink == "off":
+        return ""
+    if settings.superlink == "external" and settings.fleet_ca is not None:
+        return _read_text(settings.fleet_ca, "FEDHUB_FLEET_CA")
+    from federation.flower.tls import make_fleet_tls
+
+    host = settings.fleet.rpartition(":")[0].strip("[]")
+    return make_fleet_tls(settings.superlink_dir / "tls", (host,)).ca.read_text()
+
+
+def operator_home(settings: Settings, keys: HubKeys, fleet_ca: str) -> Home:
+    """The operator's home; made with fresh keys when the folder is not there."""
+    folder = settings.operator_folder
+    if (folder / "home.json").exists():
+        home = Home.open(folder)
+        if (home.institution, home.hub) != (settings.operator, settings.origin):
+            raise Unchecked(
+                "E_SETTING",
+                f"FEDHUB_OPERATOR_HOME: {folder} is the home of {home.institution} at {home.hub},"
+                f" not of {settings.operator} at {settings.origin}",
+            )
+        return home.moved(endpoint=settings.public, fleet=settings.fleet)
+    place = Place(
+        hub=settings.origin,
+        endpoint=settings.public,
+        fleet=settings.fleet,
+        fleet_ca=fleet_ca,
+        operator=settings.operator,
+        operator_pin="",
+        log_key=keys.log.vkey,
+    )
+    return Home.create(folder, settings.operator, "operator", place)
+
+
+def _read_text(path: Path, setting: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unchecked("E_SETTING", f"{setting}: cannot read {path}: {error}") from error
+
+
+# --- the applications
+# -----------------------------------------------------------------------------------------
+
+
+def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
+    """API, public log, health and pages of one hub.
+
+    Args:
+        hub: an open one; by default it is opened from the settings.
+    """
+    here = hub or open_hub(settings)
+    app = FastAPI(
+        title="fedhub",
+        version=__version__,
+        summary="A hub for an alliance: members, signed statements, models, data sets, plans and runs.",
+        lifespan=_lifespan,
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.hub = here
+    app.state.failed_logins = Rate(settings.logins_per_minute)
+    app.state.meters = Meters()
+    add_problems(app)
+    app.include_router(log.router)
+    app.include_router(health.router)
+    for router in ROUTERS:
+        app.include_router(router, prefix="/api/v1")
+    if find_spec(PAGES) is not None:
+        from hub.web import pages
+
+        app.include_router(pages.router)
+    app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
+    _describe(app)
+    return app
+
+
+def create_download_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
+    """The download origin of the same hub: capabilities in, signed addresses of the store out."""
+    here = hub or open_hub(settings)
+    app = FastAPI(
+        title="fedhub downloads", version=__version__, openapi_url=None, docs_url=None, redoc_url=None
+    )
+    app.state.hub = here
+    app.state.meters = Meters()
+    add_problems(app)
+    app.include_router(pulls.download_router)
+    app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    hub: Hub = app.state.hub
+    publisher = Publisher(
+        hub.ledger, batch_s=hub.settings.publish_batch_s, poll_s=hub.settings.publish_poll_s
+    )
+    publisher.start()
+    try:
+        yield
+    finally:
+        publisher.stop()
+
+
+def _describe(app: FastAPI) -> None:
+    """OpenAPI with the problem document and the two ways to log in."""
+    make = app.openapi
+
+    def described() -> dict[str, object]:
+        document = make()
+        parts: dict[str, dict[str, object]] = document.setdefault("components", {})
+        parts.setdefault("schemas", {})["Problem"] = _schema_of_problem()
+        parts["securitySchemes"] = {
+            "bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "An access token (POST /api/v1/token) or a personal token (fhp_…).",
+            }
+        }
+        document["security"] = [{"bearer": []}, {}]
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _schema_of_problem() -> Mapping[str, object]:
+    return Problem.model_json_schema(ref_template="#/components/schemas/{model}")
