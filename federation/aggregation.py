@@ -28,6 +28,7 @@ from federation.tensors import (
     TensorWriter,
     compute_dtype,
     to_stored,
+    widen_bf16,
 )
 from storage.errors import Misuse, Rejected, Unchecked
 
@@ -169,9 +170,8 @@ def _move(
             old.astype(dtype, copy=False), delta, memory.read(spec, *piece), round_number
         )
         stored = to_stored(new, spec.dtype)
-        finite = np.isfinite(_widened(stored, spec.dtype)).all() and all(
-            np.isfinite(slot).all() for slot in kept
-        )
+        fits = widen_bf16(stored) if spec.dtype == "BF16" else stored
+        finite = np.isfinite(fits).all() and all(np.isfinite(slot).all() for slot in kept)
     if not finite:
         raise Rejected(
             "E_NOT_FINITE",
@@ -180,10 +180,6 @@ def _move(
         )
     memory.write(kept)
     return new
-
-
-def _widened(stored: Array, dtype: str) -> Array:
-    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
 
 
 def _settle(strategy: Strategy, values: Sequence[Array], updates: Sequence[SiteUpdate]) -> Array:

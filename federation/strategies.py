@@ -27,7 +27,10 @@ from storage.errors import Misuse, Refused
 class Merge(Protocol):
     """Makes one delta, shape (n,), of S deltas, each of shape (n,), in the fixed order of sites."""
 
-    robust: bool  # whether a buffer's value is the middle one, rather than the heaviest site's
+    @property
+    def robust(self) -> bool:
+        """Whether a buffer takes the middle value, rather than the heaviest site's."""
+        ...
 
     def __call__(self, deltas: Sequence[Array], weights: Sequence[int]) -> Array: ...
 
@@ -102,7 +105,7 @@ def _ascending(deltas: Sequence[Array]) -> Array:
 
     Zeros lose their sign: sorting ignores it, so it would end up here or there.
     """
-    values = np.stack(deltas)
+    values: Array = np.stack(deltas)
     values += values.dtype.type(0)
     values.sort(axis=0)
     return values
@@ -118,7 +121,7 @@ def _middle(values: Array) -> Array:
 
 def _plain_mean(values: Array) -> Array:
     """The mean over the first axis, added up in its order."""
-    total = values[0].copy()
+    total: Array = values[0].copy()
     for row in values[1:]:
         total += row
     total /= values.dtype.type(len(values))
@@ -162,9 +165,12 @@ class Krum:
 
 
 class Step(Protocol):
-    """Moves weights by a delta; ``slots`` names what it remembers per weight from round to round."""
+    """Moves weights by a delta."""
 
-    slots: tuple[str, ...]
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of what it remembers of each weight from round to round."""
+        ...
 
     def __call__(
         self, weights: Array, delta: Array, memory: Sequence[Array], round_number: int

@@ -39,7 +39,7 @@ MAX_DIMENSIONS = 8
 PIECE = 1 << 20  # elements handed out at a time
 
 # bfloat16 has no numpy type: its bits travel as uint16 and are widened to float32 to compute.
-_NUMPY = {
+_NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -49,6 +49,7 @@ _NUMPY = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_STOCK_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "U8", "BOOL")
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -102,7 +103,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What a reference to a file says: SHA-256, size in bytes, SHA-256 of each 32 MiB part of a larger one."""
+    """What a reference to a file says: SHA-256, size in bytes, SHA-256 of each 32 MiB part if larger."""
 
     sha256: str
     size: int
@@ -186,9 +187,9 @@ class TensorFile:
         if stop <= start:
             return np.empty(0, np.float32 if spec.dtype == "BF16" else dtype)
         offset = self._start + self._offsets[name] + start * dtype.itemsize
-        view = np.frombuffer(self._map, dtype, stop - start, offset)
+        view: Array = np.frombuffer(self._map, dtype, stop - start, offset)
         if spec.dtype == "BF16":
-            return (view.astype(np.uint32) << 16).view(np.float32)
+            return widen_bf16(view)
         return view
 
     def pieces(self, name: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
@@ -264,6 +265,8 @@ class TensorWriter:
         Raises:
             Misuse: not the type or more than the elements that the layout says.
         """
+        if values.size == 0:
+            return  # an empty tensor's turn is over before it begins
         while self._left == 0 and self._index + 1 < len(self._layout.tensors):
             self._index += 1
             self._left = self._layout.tensors[self._index].size_bytes
@@ -276,8 +279,7 @@ class TensorWriter:
                 "E_WRITE", f"tensor {spec.name}: {data.nbytes} bytes given, {self._left} left to write"
             )
         self._left -= data.nbytes
-        if data.nbytes:
-            self._put(memoryview(data.reshape(-1)).cast("B"))
+        self._put(data.reshape(-1).view(np.uint8).data)
 
     def finish(self) -> FileDigest:
         """Close the file, move it to its path, and say what it is.
@@ -328,6 +330,12 @@ def compute_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == "F64" else np.float32)
 
 
+def widen_bf16(bits: Array) -> Array:
+    """The float32 values of bfloat16 bits kept as uint16, shape (n,) both."""
+    wide: Array = (bits.astype(np.uint32) << 16).view(np.float32)
+    return wide
+
+
 def to_stored(values: Array, dtype: str) -> Array:
     """Values as a file holds them; a float narrows to nearest even, and too large a value becomes infinity.
 
@@ -338,10 +346,12 @@ def to_stored(values: Array, dtype: str) -> Array:
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         rounded: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+        rounded[np.isnan(values)] = 0x7FC0  # rounding could carry a NaN into infinity
+        return rounded
     if dtype in FLOATS:
         with np.errstate(over="ignore", under="ignore"):
-            return values.astype(stored, copy=False)
+            narrow: Array = values.astype(stored, copy=False)
+        return narrow
     if values.dtype != stored:
         raise Misuse("E_WRITE", f"expected {dtype} values, found {values.dtype}")
     return values
@@ -354,13 +364,8 @@ def layout_of(path: Path) -> Layout:
 
 
 def sorted_layout(tensors: Sequence[TensorSpec]) -> Layout:
-    """Tensors in the order the stock safetensors writer gives them: widest type first, then by name."""
-    order = list(_NUMPY)
-
-    def rank(spec: TensorSpec) -> tuple[int, int, str]:
-        return -_NUMPY[spec.dtype].itemsize, order.index(spec.dtype), spec.name
-
-    return Layout(tuple(sorted(tensors, key=rank)))
+    """Tensors in the order the stock safetensors writer gives them: by type, widest first, then by name."""
+    return Layout(tuple(sorted(tensors, key=lambda spec: (_STOCK_ORDER.index(spec.dtype), spec.name))))
 
 
 def write_tensors(

@@ -34,7 +34,8 @@ def inputs(parameters: Mapping[str, Any], features: NDArray[np.float32]) -> Tens
         features: shape (N, K * H * W), as in the rows.
     """
     shape = (len(features), parameters["channels"], parameters["height"], parameters["width"])
-    return torch.from_numpy(features).reshape(shape) / parameters["pixelMax"]
+    pixels: Tensor = torch.from_numpy(features).reshape(shape) / parameters["pixelMax"]
+    return pixels
 
 
 def build(parameters: Mapping[str, Any]) -> nn.Module:

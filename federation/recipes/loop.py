@@ -64,7 +64,7 @@ def fit(
     total = 0.0
     for _ in range(epochs):
         total = 0.0
-        for rows in torch.randperm(len(labels), generator=generator).split(batch):
+        for rows in torch.split(torch.randperm(len(labels), generator=generator), batch):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(features[rows]), labels[rows])
             total += loss.item() * len(rows)
@@ -85,7 +85,7 @@ def measure(model: nn.Module, features: Tensor, labels: Tensor) -> tuple[int, fl
         features: first axis N > 0. labels: shape (N,), int64.
     """
     right, loss = 0, 0.0
-    for rows in torch.arange(len(labels)).split(MEASURE_BATCH):
+    for rows in torch.split(torch.arange(len(labels)), MEASURE_BATCH):
         answers = answer(model, features[rows])
         right += int((answers.argmax(1) == labels[rows]).sum())
         loss += float(nn.functional.cross_entropy(answers, labels[rows], reduction="sum"))

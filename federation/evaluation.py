@@ -1,0 +1,52 @@
+"""What metrics of several sites say together, and when a gain may be claimed: pure numbers, without torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+Z_95 = 1.959963984540054  # two-sided 95 %
+
+
+def mean_metrics(sites: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Means over sites by their examples, of the metrics that every site has.
+
+    Args:
+        sites: (examples, metrics by name) of each site, in the plan's order; examples above 0.
+
+    >>> mean_metrics([(30, {"accuracy": 0.9}), (10, {"accuracy": 0.5})])
+    {'accuracy': 0.8}
+    """
+    if not sites:
+        return {}
+    names = [name for name in sites[0][1] if all(name in metrics for _, metrics in sites)]
+    total = sum(examples for examples, _ in sites)
+    return {
+        name: math.fsum(examples * float(metrics[name]) for examples, metrics in sites) / total
+        for name in names
+    }
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval around a share of ``count`` rows, such as an accuracy.
+
+    Source: Wilson 1927, the score interval; it stays within 0 and 1 and holds for few rows too.
+
+    >>> low, high = interval(0.9, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.826, 0.945)
+    """
+    z2 = Z_95 * Z_95
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    spread = Z_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return max(0.0, middle - spread), min(1.0, middle + spread)
+
+
+def is_gain(new: tuple[float, int], old: tuple[float, int]) -> bool:
+    """Whether a share is higher than another beyond doubt: their 95 % intervals do not overlap.
+
+    Args:
+        new, old: (share, count of rows) each.
+
+    >>> is_gain((0.95, 444), (0.81, 444)), is_gain((0.95, 44), (0.90, 44))
+    (True, False)
+    """
+    return interval(*new)[0] > interval(*old)[1]
