@@ -88,6 +88,11 @@ class BlobStore(Protocol):
         """URL that reads this object, without any other credential, for ``expires_s`` seconds."""
 
 
+def is_key(key: str) -> bool:
+    """Whether ``check_key`` accepts it."""
+    return len(key) <= MAX_KEY_BYTES and _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
     """The key itself, if it is one.
 
@@ -96,7 +101,7 @@ def check_key(key: str) -> str:
     >>> check_key("log/tile/0/x001/234.p/5")
     'log/tile/0/x001/234.p/5'
     """
-    if len(key) > MAX_KEY_BYTES or not _KEY.fullmatch(key):
+    if not is_key(key):
         raise Misuse("E_BLOB_KEY", f"{key[:80]!r} is not a key of the object store")
     return key
 
@@ -176,6 +181,15 @@ class FolderStore:
         else:
             incoming.replace(path)
         sync_folder(path.parent)
+
+    def sweep(self, before: float) -> None:
+        """Remove unfinished files that nobody has written to since ``before`` (Unix seconds)."""
+        for path in self._incoming.iterdir():
+            try:
+                if path.stat().st_mtime < before:
+                    path.unlink()
+            except FileNotFoundError:  # finished meanwhile
+                continue
 
     def get(self, key: str) -> bytes:
         with self.open(key) as stream:

@@ -1,0 +1,282 @@
+"""The folder store's door: a small HTTP server that lets bearers of orders write and bearers of URLs read.
+
+It follows the rules that an S3 server follows for signed requests, so that the hub's clients need not know
+which store stands behind: a PUT is visible only when every byte has come and has the digest that was
+signed; otherwise the answer is 400 (other bytes), 403 (signature, expiry), 404 (unknown object or upload)
+or 412 (exists, where ``If-None-Match: *`` asks). It knows no accounts, lists nothing and deletes nothing: the
+hub does those through ``FolderStore`` on the same folder.
+
+Run as a process of its own: ``python -m storage.blob_server --root DIR``. It prints one JSON line once it
+listens. Reading order: ``Visit.handle``, ``Visit._put``, ``Visit._get``, ``serve``.
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import signal
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret, sync_file, sync_folder
+from storage.errors import FedhubError, Refused, Unchecked
+from storage.http1 import Connection, Request
+from storage.order_signing import OrderSigner
+
+MAX_CONNECTIONS = 256
+STALE_S = 3600  # unfinished files older than this are left over from a crash
+PARENT_CHECK_S = 0.5
+
+_PART = re.compile(r"partNumber=([1-9][0-9]{0,3}|10000)&uploadId=([0-9a-f]{32})")
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,15})-([0-9]{0,15})|-([0-9]{1,15}))")
+
+
+class BlobServer(socketserver.ThreadingTCPServer):
+    """Listens as soon as it is made; ``serve_forever`` answers, one thread a connection."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self, root: Path, host: str, port: int, secret: bytes, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store = FolderStore(root, "", secret)
+        self.signer = OrderSigner(secret)
+        self.clock = clock
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.store.sweep(time.time() - STALE_S)
+        super().__init__((host, port), Visit)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also where 0 was asked for."""
+        return int(self.server_address[1])
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Admit no more connections than there are places; the rest are closed at once."""
+        return self._places.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+
+class Visit(socketserver.BaseRequestHandler):
+    """One connection: requests one after another until either side has had enough."""
+
+    server: BlobServer
+
+    def handle(self) -> None:
+        connection = Connection(self.request)
+        try:
+            while self._answer_one(connection):
+                pass
+        except (ConnectionError, TimeoutError):  # the peer left: there is nobody to tell
+            return
+
+    def _answer_one(self, connection: Connection) -> bool:
+        """Answer the next request; false when the connection is done."""
+        try:
+            request = connection.read_request()
+        except Refused as error:
+            self._refuse(connection, error, error.status)
+            return False
+        if request is None:
+            return False
+        try:
+            key = request.path[1:]
+            if not is_key(key):
+                raise no_blob(key[:80])
+            if request.method == "PUT":
+                self._put(connection, request, key)
+            elif request.method in ("GET", "HEAD") and not request.length():
+                self._get(connection, request, key)
+            else:
+                raise Refused("E_HTTP", f"{request.method} is not answered here", status=405)
+        except FedhubError as error:
+            self._refuse(connection, error, error.status if isinstance(error, Refused) else 404)
+            return False
+        return request.keep_alive
+
+    def _refuse(self, connection: Connection, error: FedhubError, status: int) -> None:
+        problem = {"type": "about:blank", "status": status, "code": error.code, "detail": error.message}
+        body = json.dumps(problem).encode()
+        headers = {
+            "Content-Type": "application/problem+json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
+        if error.code == "E_RANGE":
+            headers["Content-Range"] = error.hint
+        connection.answer(status, headers, body)
+        connection.linger()
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def _put(self, connection: Connection, request: Request, key: str) -> None:
+        server, mark = self.server, f"?{request.query}" if request.query else ""
+        sha256, size = server.signer.check_order(key, mark, request.headers, int(server.clock()))
+        length = request.length()
+        if length != size:
+            raise Refused(
+                "E_SIZE", f"the order for {key} names {size} bytes, {length} are announced", status=400
+            )
+        create_only = request.headers.get("if-none-match") == "*"
+        part = _PART.fullmatch(request.query)
+        if request.query and part is None:
+            raise Refused("E_ORDER_SIGNATURE", f"the upload order for {key} names no part")
+        folder = server.store.upload_folder(key, part[2]) if part else None
+        if create_only and folder is None and server.store.size(key) is not None:
+            raise Refused("E_BLOB_EXISTS", f"the object {key} exists already", status=412)
+        if request.headers.get("expect", "").lower() == "100-continue":
+            connection.go_on()
+        incoming = server.store.new_incoming()
+        try:
+            with incoming.open("xb", buffering=0) as stream:
+                _receive(connection, stream, key, sha256, size)
+                sync_file(stream)
+            if part and folder:
+                self._install_part(incoming, folder, part[1], sha256)
+            else:
+                self._install(incoming, key, create_only=create_only)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Refused(
+                "E_DISK_FULL", f"the store has no room for the {size} bytes of {key}", status=507
+            ) from error
+        finally:
+            incoming.unlink(missing_ok=True)
+        connection.answer(200, {"ETag": f'"{sha256}"', "Content-Length": "0"})
+
+    def _install(self, incoming: Path, key: str, *, create_only: bool) -> None:
+        store = self.server.store
+        try:
+            store.install(incoming, store.path(key), create_only=create_only)
+        except Refused as error:
+            raise Refused(error.code, error.message, status=412) from error
+
+    def _install_part(self, incoming: Path, folder: Path, number: str, sha256: str) -> None:
+        """The newest bytes of a part count; the upload may have been dropped meanwhile."""
+        try:
+            incoming.replace(folder / f"{number}.{sha256}")
+        except FileNotFoundError:
+            raise Refused(
+                "E_NO_UPLOAD", "the upload was dropped while a part of it was sent", status=404
+            ) from None
+        for older in folder.glob(f"{number}.*"):
+            if older.name != f"{number}.{sha256}":
+                older.unlink(missing_ok=True)
+        sync_folder(folder)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def _get(self, connection: Connection, request: Request, key: str) -> None:
+        filename = self.server.signer.check_read(key, request.query, int(self.server.clock()))
+        with self.server.store.open(key) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            window = _window(request.headers.get("range", ""), size, key)
+            start, end = window or (0, size)
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(end - start),
+                "Accept-Ranges": "bytes",
+                "Cache-Control": "private, no-store",
+                "X-Content-Type-Options": "nosniff",
+            }
+            if window:
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+            if filename:
+                headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
+            body = request.method == "GET" and end > start
+            connection.answer(206 if window else 200, headers, more=body)
+            if body:
+                connection.send_file(stream, start, end - start)
+
+
+def _receive(connection: Connection, stream: Any, key: str, sha256: str, size: int) -> None:
+    """Write a body to ``stream`` while hashing it, or refuse it (400)."""
+    connection.start_body(size)
+    buffer, found, left = memoryview(bytearray(CHUNK_BYTES)), hashlib.sha256(), size
+    while left:
+        count = connection.read_into(buffer[: min(left, CHUNK_BYTES)])
+        found.update(buffer[:count])
+        stream.write(buffer[:count])
+        left -= count
+    if found.hexdigest() != sha256:
+        raise Refused(
+            "E_DIGEST", f"the bytes sent for {key} do not have the digest that was signed", status=400
+        )
+
+
+def _window(text: str, size: int, key: str) -> tuple[int, int] | None:
+    """First byte and end of a single range; None for the whole object, also for ranges of other kinds."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return None
+    if match[3]:
+        start, end = max(0, size - int(match[3])), size
+    else:
+        start, end = int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
+        if match[2] and int(match[2]) < int(match[1]):
+            return None
+    if start >= end:
+        raise Refused("E_RANGE", f"{key} has {size} bytes, asked from {start}", f"bytes */{size}", status=416)
+    return start, end
+
+
+def serve(root: Path, host: str, port: int, secret: bytes, *, parent: int | None = None) -> None:
+    """Answer until the process is told to stop, or until its parent is gone where ``parent`` names its id."""
+    with BlobServer(root, host, port, secret) as server:
+        if parent is not None:
+            threading.Thread(target=_watch_parent, args=(parent, server), daemon=True).start()
+        print(json.dumps({"listening": f"http://{host}:{server.port}"}), flush=True)
+        server.serve_forever()
+
+
+def _watch_parent(parent: int, server: BlobServer) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    server.shutdown()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the server from the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="storage.blob_server", description="Serve a folder store by signed requests."
+    )
+    parser.add_argument("--root", type=Path, required=True, help="the store's folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument(
+        "--secret-file", type=Path, help="file with the signing secret; default: .secret in the folder"
+    )
+    parser.add_argument("--parent-pid", type=int, help="stop when this process, our parent, is gone")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        secret = (
+            options.secret_file.read_bytes().strip() if options.secret_file else store_secret(options.root)
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(options.root, options.host, options.port, secret, parent=options.parent_pid)
+    except (OSError, Unchecked) as error:
+        print(f"blob server on {options.host}:{options.port} for {options.root}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

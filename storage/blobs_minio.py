@@ -1,0 +1,234 @@
+"""The S3 store. The only file that imports ``minio``.
+
+Upload orders are plain S3 requests signed in their headers (SigV4) with ``x-amz-content-sha256`` set to the
+announced digest: any S3 server then refuses other bytes by itself, unlike with a presigned PUT. Reads are
+presigned GETs. Both are signed for the public address, our own requests for the internal one.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, urlsplit
+
+import certifi
+import urllib3
+from minio import Minio, S3Error
+from minio.credentials.credentials import Credentials
+from minio.datatypes import Part
+from minio.error import MinioException
+from minio.helpers import DictType
+from minio.signer import sign_v4_s3
+
+from storage.blobs import CHUNK_BYTES, ORDER_S, Order, blob_exists, check_key, check_parts, no_blob, no_upload
+from storage.encoding import format_time
+from storage.errors import Unchecked
+
+CONNECT_S, READ_S = 5.0, 60.0
+RETRIES = 3
+CONNECTIONS = 32
+_MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
+
+
+class MinioStore:
+    """Objects of one bucket."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        public_url: str,
+        bucket: str,
+        access: str,
+        secret: str,
+        *,
+        region: str = "us-east-1",
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """``endpoint`` and ``public_url`` are ``http(s)://host[:port]``, for us and for clients."""
+        self._bucket, self._region, self._clock = bucket, region, clock
+        self._credentials = Credentials(access, secret)
+        self._public = _without_default_port(public_url)
+        self._client = _client(_without_default_port(endpoint), access, secret, region)
+        self._signer = _client(self._public, access, secret, region)
+
+    def make_bucket(self) -> None:
+        """Make the bucket if it is not there."""
+        with self._errors(self._bucket):
+            if not self._client.bucket_exists(self._bucket):
+                self._client.make_bucket(self._bucket)
+
+    def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
+        headers: DictType = {"Content-Type": "application/octet-stream", "Cache-Control": "no-cache"}
+        if create_only:
+            headers["If-None-Match"] = "*"
+        with self._errors(key):
+            self._client._put_object(self._bucket, check_key(key), data, headers)
+
+    def get(self, key: str) -> bytes:
+        return b"".join(self.stream(key))
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        try:
+            return b"".join(self._pieces(key, offset, length))
+        except S3Error as error:
+            if error.code != "InvalidRange":
+                raise
+            return b""  # past the end, like a file
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        yield from self._pieces(key, 0, 0)
+
+    def _pieces(self, key: str, offset: int, length: int) -> Iterator[bytes]:
+        with self._errors(key):
+            answer = self._client.get_object(self._bucket, check_key(key), offset=offset, length=length)
+            try:
+                yield from answer.stream(CHUNK_BYTES)
+            finally:
+                answer.close()
+                answer.release_conn()
+
+    def size(self, key: str) -> int | None:
+        try:
+            with self._errors(key):
+                return self._client.stat_object(self._bucket, check_key(key)).size
+        except Unchecked as error:
+            if error.code != "E_NO_BLOB":
+                raise
+            return None
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._client.remove_object(self._bucket, check_key(key))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        with self._errors(prefix):
+            for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
+                yield item.object_name
+
+    # --- orders --------------------------------------------------------------------------------------
+
+    def order(self, key: str, sha256: str, size: int) -> Order:
+        return self._order(check_key(key), "", sha256)
+
+    def _order(self, key: str, query: str, sha256: str) -> Order:
+        now = self._clock()
+        url = urlsplit(f"{self._public}/{self._bucket}/{key}{query}")
+        headers = sign_v4_s3(
+            method="PUT",
+            url=url,
+            region=self._region,
+            headers={
+                "Host": url.netloc,
+                "x-amz-content-sha256": sha256,
+                "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
+            },
+            credentials=self._credentials,
+            content_sha256=sha256,
+            date=now,
+        )
+        sent = {
+            name: str(value) for name, value in headers.items() if name != "Host"
+        }  # clients send their own
+        return Order("PUT", url.geturl(), sent, format_time(int(now.timestamp()) + ORDER_S))
+
+    def begin_parts(self, key: str) -> str:
+        with self._errors(key):
+            return self._client._create_multipart_upload(self._bucket, check_key(key), {})
+
+    def part_order(self, key: str, upload_id: str, number: int, sha256: str, size: int) -> Order:
+        return self._order(
+            check_key(key), f"?partNumber={number}&uploadId={quote(upload_id, safe='')}", sha256
+        )
+
+    def stored_parts(self, key: str, upload_id: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        marker: str | None = None
+        while True:
+            with self._errors(key, upload_id):
+                page = self._client._list_parts(
+                    self._bucket, check_key(key), upload_id, part_number_marker=marker
+                )
+            found |= {part.part_number: part.etag.strip('"') for part in page.parts}
+            if not page.is_truncated:
+                return found
+            marker = str(page.next_part_number_marker)
+
+    def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
+        try:
+            numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
+            with self._errors(key, upload_id):
+                parts = [Part(number, etags[number]) for number in numbers]
+                self._client._complete_multipart_upload(self._bucket, key, upload_id, parts)
+        except Unchecked as error:
+            if error.code != "E_NO_UPLOAD" or self.size(key) is None:
+                raise
+
+    def abort_parts(self, key: str, upload_id: str) -> None:
+        try:
+            with self._errors(key, upload_id):
+                self._client._abort_multipart_upload(self._bucket, check_key(key), upload_id)
+        except Unchecked as error:
+            if error.code != "E_NO_UPLOAD":
+                raise
+
+    def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
+        headers: DictType = {}
+        if filename:
+            headers["response-content-disposition"] = (
+                f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
+            )
+        return self._signer.presigned_get_object(
+            self._bucket,
+            check_key(key),
+            expires=timedelta(seconds=expires_s),
+            response_headers=headers or None,
+            request_date=self._clock(),
+        )
+
+    @contextmanager
+    def _errors(self, key: str, upload_id: str = "") -> Iterator[None]:
+        """What went wrong, in the words that every store uses."""
+        try:
+            yield
+        except S3Error as error:
+            if error.code in _MISSING:
+                raise no_blob(key) from error
+            if error.code == "NoSuchUpload":
+                raise no_upload(upload_id) from error
+            if error.code == "PreconditionFailed":
+                raise blob_exists(key) from error
+            if error.code == "InvalidRange":
+                raise
+            raise Unchecked("E_STORE", f"the S3 store refused {key}: {error.code}", "see its log") from error
+        except (MinioException, urllib3.exceptions.HTTPError, ValueError) as error:
+            raise Unchecked(
+                "E_STORE", f"the S3 store did not answer for {key}: {type(error).__name__}", "is it up?"
+            ) from error
+
+
+def _without_default_port(url: str) -> str:
+    """The URL as HTTP clients write its host in their requests, since signatures cover that."""
+    split = urlsplit(url)
+    default = {"http": ":80", "https": ":443"}[split.scheme]
+    return f"{split.scheme}://{split.netloc.removesuffix(default)}"
+
+
+def _client(url: str, access: str, secret: str, region: str) -> Minio:
+    split = urlsplit(url)
+    pool = urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+        maxsize=CONNECTIONS,
+        retries=urllib3.Retry(total=RETRIES, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
+    return Minio(
+        split.netloc,
+        access_key=access,
+        secret_key=secret,
+        region=region,
+        secure=split.scheme == "https",
+        http_client=pool,
+    )
