@@ -62,3 +62,4 @@ class Hub:
     operator: Signer
     fleet_ca: str  # PEM of the Fleet address's certificate authority
     nodes: NodeRegistry | None = None  # None: SuperLink is switched off
+    inside: BlobStore | None = None  # the store as the coordinator reaches it; None: at its public address

@@ -334,6 +334,9 @@ class DeclineRow(SQLModel, table=True):
     declined_at: int = moment()
 
 
+ACTIVE_RUNS = ("starting", "running")
+
+
 class RunRow(SQLModel, table=True):
     """A plan's one run. Whoever writes to the run, its rounds or events locks this row first."""
 
@@ -346,6 +349,11 @@ class RunRow(SQLModel, table=True):
     next_attempt_at: int = moment(default=0)
     started_at: int = moment()
     ended_at: int | None = moment(default=None, nullable=True)
+
+    @property
+    def active(self) -> bool:
+        """Whether it goes on, or shall."""
+        return self.state in ACTIVE_RUNS
 
 
 class AttemptRow(SQLModel, table=True):
@@ -360,6 +368,7 @@ class AttemptRow(SQLModel, table=True):
     first_round: int  # the round it began with
     started_at: int = moment()
     heard_at: int | None = moment(default=None, nullable=True)  # last sign of life of its coordinator
+    beats: bool = False  # it reports itself alive, so that silence means something
     ended_at: int | None = moment(default=None, nullable=True)
 
 

@@ -333,6 +333,7 @@ def upgrade() -> None:
         sa.Column("first_round", sa.Integer(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("heard_at", sa.BigInteger(), nullable=True),
+        sa.Column("beats", sa.Boolean(), nullable=False),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["plan"], ["run.plan"], name=op.f("fk_attempt_plan")),
         sa.PrimaryKeyConstraint("plan", "number", name=op.f("pk_attempt")),
