@@ -135,6 +135,12 @@ class Settings(BaseSettings):
         None, "Address of the API as the coordinator reaches it. Unset: the public address.", "URL"
     )
 
+    trusted_proxies: str = _setting(
+        "",
+        "Reverse proxies whose X-Forwarded-For is believed, separated by commas; unset: none.",
+        "addresses",
+    )
+
     # --- limits ---
     json_limit: int = _setting(1 << 20, "Largest JSON body of a request.", "bytes", ge=1 << 16, le=1 << 26)
     statement_limit: int = _setting(
@@ -149,7 +155,6 @@ class Settings(BaseSettings):
         1 << 20, "Largest file that travels with a statement (Croissant, recipe, config).", "bytes", ge=1024
     )
     upload_limit: int = _setting(1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20)
-    upload_hours: int = _setting(24, "How long an unfinished upload is kept.", "hours", ge=1, le=720)
     uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
     version_files: int = _setting(10_000, "Most files of one model version.", "files", ge=1, le=100_000)
     plan_participants: int = _setting(
@@ -176,7 +181,6 @@ class Settings(BaseSettings):
     signed_url_s: int = _setting(
         30, "Life of one signed address of the store that a download is sent to.", "seconds", ge=5, le=30
     )
-
     upload_hours: int = _setting(
         24, "How long an unfinished upload is kept after its last order.", "hours", ge=1, le=720
     )
@@ -207,6 +211,9 @@ class Settings(BaseSettings):
     )
     round_grace_s: int = _setting(
         300, "How long after a round's deadline its aggregate may take.", "seconds", ge=10, le=86_400
+    )
+    sites_patience_s: int = _setting(
+        60, "How long an attempt waits for enough lab agents to be connected.", "seconds", ge=0, le=3600
     )
     superlink_patience_s: int = _setting(
         600, "How long runs wait for a SuperLink that is away before they stop.", "seconds", ge=10, le=86_400
