@@ -6,14 +6,12 @@ Ctrl-C stops in order: no new requests, supervisor, children, log published.
 """
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -22,9 +20,11 @@ from typing import Any, Protocol
 import uvicorn
 
 from federation.lifeline import plain_environment, python_command
+from hub import __version__
 from hub.api.app import create_app, create_download_app, open_hub
 from hub.context import Hub, NodeRegistry
 from hub.logs import log_as_json
+from hub.services.alliance import hub_info
 from hub.settings import Settings
 from storage.errors import Unchecked
 from storage.stores import folder_of
@@ -320,23 +320,17 @@ def _stopping(servers: Sequence[uvicorn.Server]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ready_line(hub: Hub) -> str:
-    """One line of JSON for those who started the hub: where everything is."""
+def where(hub: Hub) -> dict[str, str]:
+    """For those who started the hub: where everything is and what to trust."""
     with hub.database.session_scope(write=False) as session:
-        from hub.services.alliance import hub_info
-        from hub import __version__
-
         info = hub_info(hub, session, __version__)
-    return json.dumps(
-        {
-            "endpoint": hub.settings.public,
-            "downloads": hub.settings.downloads,
-            "origin": info.origin,
-            "operator": info.operator,
-            "operator_pin": info.operator_pin,
-            "fleet": info.fleet,
-            "log_base": info.log_base,
-            "log_key": info.log_key,
-            "started_at": int(time.time()),
-        }
-    )
+    return {
+        "endpoint": hub.settings.public,
+        "downloads": hub.settings.downloads,
+        "origin": info.origin,
+        "operator": info.operator,
+        "operator_pin": info.operator_pin,
+        "fleet": info.fleet,
+        "log_base": info.log_base,
+        "log_key": info.log_key,
+    }
