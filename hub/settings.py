@@ -160,6 +160,11 @@ class Settings(BaseSettings):
     plan_participants: int = _setting(
         1000, "Most participants of one training plan.", "participants", ge=1, le=10_000
     )
+    open_pages: bool = _setting(
+        False,
+        "Show the web pages to anybody who reaches the hub, as an auditor sees them; else only to members.",
+        "yes or no",
+    )
     page_size: int = _setting(100, "Most items of one page of a list.", "items", ge=1, le=1000)
     requests_per_minute: int = _setting(
         6000,

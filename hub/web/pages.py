@@ -1,8 +1,8 @@
 """Pages for people: what the alliance shares, what runs, what was released, and the head of the log.
 
 Served by the same services as the API, never from tables. A visitor signs in with a personal token, kept in a
-cookie that scripts cannot read; with ``FEDHUB_OPEN_PAGES`` the operator shows the pages to anybody who reaches
-the hub, as an auditor would see them. Every page is whole without JavaScript.
+cookie that scripts cannot read; with ``FEDHUB_OPEN_PAGES`` anybody who reaches
+the hub sees them as an auditor would. Every page is whole without JavaScript.
 """
 
 from collections.abc import AsyncIterator
@@ -154,7 +154,7 @@ def overview(request: Request, hub: HubHere, session: ReadSession, actor: Visito
         found, _ = registry.search(hub, session, actor)
         seen |= {
             "models": found,
-            "runs": runs.page(hub, session, actor)[:RECENT],
+            "runs": runs.page(hub, session, actor)[0][:RECENT],
             "releases": releases.releases(hub, session, actor)[:RECENT],
             "institutions": alliance.institutions(session, actor),
         }
@@ -236,7 +236,7 @@ def run_list(request: Request, hub: HubHere, session: ReadSession, actor: Visito
     """Runs that the visitor may see."""
     if not actor.known:
         return _sign_in_first(request)
-    found = runs.page(hub, session, actor)
+    found, _ = runs.page(hub, session, actor)
     waiting = [plan for plan in plans.page(hub, session, actor)[0] if plan.run is None]
     return _page(request, hub, actor, "runs.html", runs=found, plans=waiting)
 
@@ -256,7 +256,7 @@ def run_part(request: Request, hub: HubHere, session: ReadSession, actor: Visito
 
 
 def _run_values(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> dict[str, Any]:
-    run = runs.read(hub, session, actor, plan)
+    run = runs.show(hub, session, actor, plan)
     happened = events.read(session, plan)
     return {
         "run": run,
@@ -287,7 +287,7 @@ def draw_metric(run: wire.Run, metric: str) -> Curve:
 @router.get("/runs/{plan}/live")
 def run_live(request: Request, hub: HubHere, session: ReadSession, actor: Visitor, plan: str) -> Response:
     """Server-sent events: one for each thing that happens in the run, until it ends."""
-    run = runs.read(hub, session, actor, plan)
+    run = runs.show(hub, session, actor, plan)
     past = events.read(session, plan)
     after = past[-1].id if past else 0
     over = run.ended_at is not None
