@@ -200,13 +200,14 @@ EXAMPLES: dict[str, tuple[list[tuple[str, str]], dict[str, Any]]] = {
 }
 
 
-def example_payload(kind: str, **changes: Any) -> bytes:
-    """The payload of a kind's example; ``changes`` replace members, and None takes one away."""
-    subjects, members = EXAMPLES[kind]
+def example_payload(kind: str, subjects: list[tuple[str, str]] | None = None, **changes: Any) -> bytes:
+    """The payload of a kind's example with other subjects or members; None takes a member away."""
+    usual, members = EXAMPLES[kind]
     members = {name: value for name, value in {**members, **changes}.items() if value is not None}
+    files = usual if subjects is None else subjects
     if not KINDS[kind].own:
-        return compose_standard(kind, subjects, members)
-    return compose(kind, subjects, members, issuer=ISSUER, hub=HUB, now=NOW, nonce=NONCE)
+        return compose_standard(kind, files, members)
+    return compose(kind, files, members, issuer=ISSUER, hub=HUB, now=NOW, nonce=NONCE)
 
 
 def keys_of_ring(first: int) -> dict[str, list[PrivateKey]]:
