@@ -440,7 +440,7 @@ class HubClient:
         trying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.TransportError)
             | tenacity.retry_if_result(lambda response: response.status_code in TRY_AGAIN),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0) + tenacity.wait_random(0, 0.1),
             stop=tenacity.stop_after_delay(self._patience_s),
             retry_error_callback=_last_outcome,
         )
