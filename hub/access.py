@@ -97,6 +97,8 @@ RULES: dict[str, Rule] = {
     "read dataset": Rule(Who.MEMBER),
     "push version": Rule(Who.OWNER, "write"),
     "tag version": Rule(Who.OWNER, "write"),
+    "open model": Rule(Who.OWNER, "write", "targets"),
+    "tighten model": Rule(Who.OWNER, "write"),
     "pull": Rule(Who.MEMBER),
     "read pack": Rule(Who.READER, hidden=True),
     # plans and runs
