@@ -16,7 +16,7 @@ from federation.deciding import read_checked_plan, read_signed
 from federation.home import Home
 from federation.plan import TrainingPlan
 from federation.publishing import push_version
-from federation.pulling import beside, fetch_files, fetch_pack
+from federation.pulling import beside, fetch_files, manifest_of
 from storage.errors import Refused, Rejected
 from storage.manifests import Manifest
 from storage.standard import BUILD_TYPE, BUILDER
@@ -68,9 +68,7 @@ def finish_run(
         raise Refused("E_RUN_STATE", f"the run of plan {plan.id} is {run.state}", hint, status=409)
     base = base_version(client, plan)
     with beside(keep or home.path / "finish") as place:
-        manifest = fetch_pack(home, client, plan.base, place / "pack")
-        if manifest is None:
-            raise Rejected("E_SUBJECT", f"the hub gives no manifest of the base version {plan.base}")
+        manifest = manifest_of(client, base, plan.base)
         chain = check_chain(home, client, plan, manifest)
         files = place / "files"
         fetch_files(client, client.pull(plan.base), manifest, files)

@@ -38,7 +38,7 @@ from storage.statements import KINDS, Statement, compose, compose_standard, read
 
 if TYPE_CHECKING:
     from federation.client import HubClient
-    from storage.verify import Trust
+    from storage.trust import Trust
 
 KEY_ROLES = ("root", "targets", "snapshot", "timestamp")
 RING_DAYS = 366
@@ -262,7 +262,7 @@ class Home:
     @property
     def trust(self) -> "Trust":
         """What this home trusts, read afresh from ``trust.json``."""
-        from storage.verify import Trust
+        from storage.trust import Trust
 
         return Trust.read(self._trust_text())
 

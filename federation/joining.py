@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from federation.home import Home, Place, decode_invitation
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Refused, Unchecked
-from storage.signing import open_envelope
+from storage.signing import open_envelope, public_pem, read_private_key
 from storage.statements import read_statement
 
 if TYPE_CHECKING:
@@ -135,3 +135,17 @@ def _check_hub(invitation: "wire.Invitation", info: "wire.HubInfo") -> None:
             raise Refused(
                 "E_INVITATION", message, "this is not the hub you were invited to: call the operator"
             )
+
+
+def register_site(home: Home, name: str) -> "wire.Site":
+    """Register the home's Flower node key at the hub; a repeat changes nothing.
+
+    The Fleet address is asked for again, since the hub may have moved; who may answer there was said by the
+    invitation alone.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    node = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    with home.client("snapshot") as client:
+        home.moved(endpoint=home.endpoint, fleet=client.hub().fleet)
+        return client.register_site(name, public_pem(node.public_key()))

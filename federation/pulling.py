@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation import transfer
 from federation.home import Home
-from storage.encoding import is_digest, read_json, sha256_hex
+from storage.encoding import is_digest
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import Manifest, read_manifest
 
@@ -109,7 +109,8 @@ def pull_version(
         raise Refused("E_GRANT_MISSING", message, "fedhub grant list shows the grants that are valid now")
     with beside(target) as place:
         pack = place / "pack"
-        manifest = fetch_pack(home, client, version.asset_id, pack)
+        fetch_pack(home, client, version.asset_id, pack)
+        manifest = manifest_of(client, version, version.asset_id)
         files = place / "files"
         fetch_files(client, pull, manifest, files, moved=moved)
         use = None
@@ -167,17 +168,28 @@ def fetch_files(
             moved(entry.size)
 
 
-def fetch_pack(home: Home, client: "HubClient", asset_id: str, folder: Path) -> Manifest | None:
-    """Fetch the evidence for one asset into the new ``folder``; gives the asset's manifest when it holds one."""
-    raw = client.pack(asset_id, from_size=saved_size(home))
-    unpack(raw, folder)
-    path = folder / "assets" / asset_id / "manifest.json"
-    if not path.exists():
-        return None
-    text = path.read_bytes()
-    if sha256_hex(text) != asset_id:
-        raise Rejected("E_SUBJECT", f"the manifest of {asset_id} has another digest: {sha256_hex(text)}")
-    return read_manifest(text)
+def manifest_of(client: "HubClient", version: "wire.ModelVersion", asset_id: str) -> Manifest:
+    """The manifest whose digest is ``asset_id``; the hub's word is not needed for anything in it.
+
+    Raises:
+        Rejected: the hub answers with other bytes (E_SUBJECT).
+    """
+    manifest = read_manifest(client.manifest(version.name, version.version))
+    if manifest.asset_id != asset_id:
+        message = f"the manifest of {version.name}@{version.version} has the digest {manifest.asset_id}"
+        raise Rejected("E_SUBJECT", message, f"expected {asset_id}")
+    return manifest
+
+
+def fetch_pack(
+    home: Home, client: "HubClient", asset_id: str, folder: Path, *, state: Path | None = None
+) -> None:
+    """Fetch the evidence for one asset into the new ``folder``.
+
+    Args:
+        state: state file of the reader to whose last checkpoint the pack must connect; by default the home's.
+    """
+    unpack(client.pack(asset_id, from_size=saved_size(state or home.state_path)), folder)
 
 
 def check_pack(
@@ -193,9 +205,9 @@ def check_pack(
     Raises:
         Rejected: the first step that failed.
     """
-    from storage.verify import verify
+    from storage.verify import save_state, verify
 
-    return verify(
+    report = verify(
         pack,
         home.trust,
         now=int(time.time()),
@@ -204,18 +216,16 @@ def check_pack(
         state=home.state_path,
         require=require,
     )
+    save_state(home.state_path, report)
+    return report
 
 
-def saved_size(home: Home) -> int:
-    """Size of the checkpoint that this home accepted last, 0 before the first."""
-    try:
-        state = read_json(home.state_path.read_bytes(), code="E_STATE")
-    except FileNotFoundError:
-        return 0
-    size = state.get("size") if isinstance(state, dict) else None
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Unchecked("E_INPUT", f"{home.state_path} is damaged", "restore it from your backup")
-    return size
+def saved_size(state: Path) -> int:
+    """Size of the checkpoint in a state file, 0 when none was saved."""
+    from storage.verify import read_state
+
+    saved = read_state(state)
+    return saved.size if saved is not None else 0
 
 
 def unpack(raw: bytes, folder: Path) -> None:

@@ -11,11 +11,10 @@ answer to an uncaught exception is 1, which means "checked and not true".
 import json
 import os
 import sys
-import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO, cast
+from typing import cast
 
 import click
 import typer
@@ -61,21 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     return int(dispatch(sys.argv[1:] if argv is None else argv))
 
 
-def dispatch(
-    argv: list[str],
-    *,
-    out: TextIO | None = None,
-    err: TextIO | None = None,
-    stop: threading.Event | None = None,
-) -> Exit:
-    """Run ``argv`` with answers on ``out`` and errors on ``err``; ``stop`` ends a command that runs for ever."""
-    terminal = Terminal(
-        Path(os.environ.get("FEDHUB_HOME") or ".fedhub"),
-        out=out or sys.stdout,
-        err=err or sys.stderr,
-        stop=stop or threading.Event(),
-        json="--json" in argv,  # known before anything is parsed, so that even a usage error is JSON
-    )
+def dispatch(argv: list[str], terminal: Terminal | None = None) -> Exit:
+    """Run ``argv`` at ``terminal``; by default the one that this process was started from."""
+    named = os.environ.get("FEDHUB_HOME")
+    terminal = terminal or Terminal(Path(named) if named else None)
+    terminal.json = terminal.json or "--json" in argv  # before parsing: even a usage error is JSON then
     try:
         _check_packages()
         return _run(argv, terminal)
@@ -167,9 +156,9 @@ def _check_packages() -> None:
 
 
 def _explain(terminal: Terminal, code: Exit, slug: str, message: str, hint: str) -> Exit:
+    terminal.problem = {"code": slug, "message": message, "hint": hint}
     if terminal.json:
-        problem = {"error": {"code": slug, "message": message, "hint": hint}}
-        print(json.dumps(problem, sort_keys=True), file=terminal.err, flush=True)
+        print(json.dumps({"error": terminal.problem}, sort_keys=True), file=terminal.err, flush=True)
     else:
         print(f"fedhub: {slug}: {message}", file=terminal.err, flush=True)
         if hint:

@@ -17,6 +17,9 @@ def export(
     ctx: typer.Context,
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
     out: Annotated[Path, typer.Option(help="A new folder for the pack.")],
+    state: Annotated[
+        Path | None, typer.Option(help="The auditor's state file: the pack then connects to what it saw last.")
+    ] = None,
 ) -> Exit:
     """Write the pack that anyone can verify offline: statements, proofs, key rings, one signed checkpoint.
 
@@ -31,7 +34,7 @@ def export(
     with home.client() as client, beside(out) as place:
         version = find_version(client, reference)
         pack = place / "pack"
-        fetch_pack(home, client, version.asset_id, pack)
+        fetch_pack(home, client, version.asset_id, pack, state=state)
         statements = len(list((pack / "statements").iterdir()))
         size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
         os.rename(pack, out)

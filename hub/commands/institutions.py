@@ -33,7 +33,7 @@ def create(
     from federation.joining import join
 
     terminal = terminal_of(ctx)
-    home, institution = join(terminal.home_path, name, invitation, contact=contact)
+    home, institution = join(terminal.home_folder, name, invitation, contact=contact)
     return terminal.done(
         {"home": str(home.path), **institution.model_dump()},
         f"Made {home.path} with the keys of {name}; they exist nowhere else, so back the folder up.",

@@ -44,7 +44,7 @@ def login(
         with HubClient(endpoint, token=token) as client:
             person = client.whoami()
         home = Home.create_for_person(
-            terminal.home_path,
+            terminal.home_folder,
             institution=person.institution,
             role=person.role,
             endpoint=endpoint,

@@ -24,23 +24,38 @@ if TYPE_CHECKING:
 
 @dataclass
 class Terminal:
-    """Where a command was called from: its home, its streams, and whether a program reads the answer."""
+    """Where a command was called from: its home, its streams, and whether a program reads the answer.
 
-    home_path: Path
+    Attributes:
+        home_path: what ``--home`` or FEDHUB_HOME names; None when neither is given.
+        stop: set by another thread to end a command that runs until it is told.
+        answer: what the command answered, for a program that called it in this process.
+        problem: code, message and hint of the error that ended it; empty when none did.
+    """
+
+    home_path: Path | None
     json: bool = False
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
-    stop: threading.Event = field(default_factory=threading.Event)  # set to end a command that runs for ever
+    stop: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Any] = field(default_factory=dict)
+    problem: dict[str, str] = field(default_factory=dict)
 
     @property
     def home(self) -> "Home":
-        """The home that ``--home`` names, opened afresh."""
+        """The home that ``--home`` or FEDHUB_HOME names, else ./.fedhub, opened afresh."""
         from federation.home import Home
 
-        return Home.open(self.home_path)
+        return Home.open(self.home_folder)
+
+    @property
+    def home_folder(self) -> Path:
+        """Where the home is, or is to be made."""
+        return self.home_path or Path(".fedhub")
 
     def done(self, data: dict[str, Any], *lines: str, exit_code: Exit = Exit.DONE) -> Exit:
         """Answer and end: ``data`` for a program, ``lines`` for a person."""
+        self.answer = data
         if self.json:
             self.write_json(data)
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 LABS = ("lab-a", "lab-b", "lab-c")
 HOME_DIGITS = {"lab-a": (0, 1, 2, 3), "lab-b": (4, 5, 6), "lab-c": (7, 8, 9)}
-HOME_SHARE = 0.96
+HOME_SHARE = 0.92
 PUBLIC_ROWS_PER_DIGIT = 3
 HELD_OUT_SHARE = 0.25
 SEED = 20_261_125

@@ -1,0 +1,46 @@
+"""``fedhub evaluate``: what a version is worth on this site's held-out rows, signed."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from hub.commands.terminal import Command, terminal_of
+from storage.errors import Exit
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def evaluate(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
+    at_least: Annotated[
+        str | None, typer.Option(help="The accuracy that passes, such as 0.90 (default: the majority class's).")
+    ] = None,
+) -> Exit:
+    """Evaluate a version of a plan you took part in on your own held-out rows; sign and log the result.
+
+    Using the rows is receipted under your consent. Only the accuracy, the loss and the number of rows leave.
+    """
+    from federation.pulling import find_version
+    from federation.version_evaluation import evaluate_version
+    from storage.encoding import parse_decimal
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    if at_least is not None:
+        parse_decimal(at_least, "E_USAGE")
+    with home.client("snapshot") as client:
+        version = find_version(client, reference)
+        found = evaluate_version(home, client, version, now=int(time.time()), at_least=at_least)
+    lines = [
+        f"{version.name}@{version.version} on {each.institution}'s rows: accuracy {each.accuracy:.4f}, "
+        f"majority class {each.majority:.4f}, n={each.examples}: {'PASSED' if each.passed else 'FAILED'}"
+        for each in found
+    ]
+    return terminal.done(
+        {"name": version.name, "version": version.version, "evaluations": [vars(each) for each in found]},
+        *lines,
+        f"Signed and logged. Next: fedhub release approve {version.name}@{version.version}",
+    )

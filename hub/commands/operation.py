@@ -1,0 +1,198 @@
+"""``fedhub hub``: run a hub, look after it, invite members."""
+
+import base64
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hub.commands.terminal import Command, Terminal, terminal_of
+from storage.errors import Exit, FedhubError
+
+if TYPE_CHECKING:
+    from federation.home import Home
+    from hub.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Run a hub.")
+
+_HIDDEN_PARENT = typer.Option(hidden=True, help="End when this process ends.")
+
+
+@app.command("up", cls=Command)
+def up(
+    ctx: typer.Context,
+    parent: Annotated[int | None, _HIDDEN_PARENT] = None,
+) -> Exit:
+    """Start the hub and everything it needs; until Ctrl-C.
+
+    Settings are FEDHUB_* variables; without any, SQLite, a folder as object store and SuperLink as a child are
+    used under ./.fedhub. The first start makes the operator's home with its key ring.
+    """
+    from federation.lifeline import die_with
+    from hub.serve import run_hub, where
+
+    terminal = terminal_of(ctx)
+    if parent is not None:
+        die_with(parent)
+    settings = _settings(terminal)
+    first = not (settings.operator_folder / "home.json").exists()
+    terminal.say(f"Starting the hub {settings.origin} …")
+    run_hub(settings, ready=lambda hub: _announce(terminal, settings, where(hub), first))
+    return terminal.done({"stopped": True}, "The hub has stopped; nothing acknowledged is lost.")
+
+
+@app.command("status", cls=Command)
+def status(ctx: typer.Context) -> Exit:
+    """Ask the hub how it is: members, sites, runs, log."""
+    from urllib.parse import urljoin
+
+    terminal = terminal_of(ctx)
+    home = _operator(terminal)
+    with home.client() as client:
+        info = client.hub()
+        members, sites, runs = client.institutions(), client.sites(), client.runs()
+    pending = [each.name for each in members if each.state == "pending"]
+    online = sum(1 for each in sites if each.online)
+    running = [each for each in runs if each.state in ("starting", "running")]
+    return terminal.done(
+        {
+            **info.model_dump(),
+            "endpoint": home.endpoint,
+            "institutions": len(members),
+            "pending": pending,
+            "sites_online": online,
+            "sites": len(sites),
+            "runs": len(runs),
+            "running": [each.plan for each in running],
+        },
+        f"{info.origin} {info.version} at {home.endpoint}, operated by {info.operator}",
+        f"  {len(members)} institutions, {online} of {len(sites)} sites online, {len(runs)} runs, "
+        f"{len(running)} going on",
+        f"  log {urljoin(info.log_base + '/', 'checkpoint')}",
+        *(
+            f"Waiting for approval: {name}; compare its pin, then: fedhub institution approve {name} --pin PIN"
+            for name in pending
+        ),
+    )
+
+
+@app.command("invite", cls=Command)
+def invite(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="The institution's name, such as lab-a.example.")],
+    role: Annotated[Literal["owner", "lab", "firm", "auditor"], typer.Argument()],
+    hours: Annotated[int, typer.Option(help="How long the code is good for.", min=1, max=720)] = 72,
+) -> Exit:
+    """Operator: make an invitation code, good once, for one institution.
+
+    It says where the hub is and what to trust; send it by a way that strangers cannot change.
+    """
+    from storage.encoding import canonical
+
+    terminal = terminal_of(ctx)
+    home = _operator(terminal)
+    with home.client() as client:
+        made = client.invite(name, role, valid_hours=hours)
+    raw = canonical(made.model_dump(mode="json"))
+    code = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return terminal.done(
+        {"institution": name, "role": role, "code": code, "valid_hours": hours},
+        f"Invitation of {name} as {role}, good once within {hours} hours:",
+        f"  {code}",
+        f"They run: fedhub --home DIR institution create {name} --invitation CODE, and tell you their pin.",
+    )
+
+
+@app.command("doctor", cls=Command)
+def doctor(ctx: typer.Context) -> Exit:
+    """Check what a hub stands on: its parts, settings, database and object store; says what to mend."""
+    terminal = terminal_of(ctx)
+    settings = _settings(terminal)
+    findings = [*_check_parts(), *_check_database(settings), *_check_store(settings)]
+    broken = [each for each in findings if not each["ok"]]
+    return terminal.done(
+        {"ok": not broken, "findings": findings},
+        *(f"{'ok    ' if each['ok'] else 'BROKEN'}  {each['what']}: {each['seen']}" for each in findings),
+        "All is well." if not broken else f"{len(broken)} of {len(findings)} checks failed.",
+        exit_code=Exit.REFUSED if broken else Exit.DONE,
+    )
+
+
+def _settings(terminal: Terminal) -> "Settings":
+    from hub.settings import load_settings
+
+    given: dict[str, Any] = {}
+    if terminal.home_path is not None:
+        given["operator_home"] = terminal.home_path
+    return load_settings(**given)
+
+
+def _operator(terminal: Terminal) -> "Home":
+    """The operator's home: the one that is named, else the one that the settings say."""
+    from federation.home import Home
+
+    if terminal.home_path is not None:
+        return terminal.home
+    return Home.open(_settings(terminal).operator_folder)
+
+
+def _announce(terminal: Terminal, settings: "Settings", told: dict[str, str], first: bool) -> None:
+    home = settings.operator_folder
+    if terminal.json:
+        terminal.write_json({**told, "home": str(home)})
+        return
+    if first:
+        terminal.say(
+            f"Made the operator's home {home} with its key ring: back it up, and move root.pem away."
+        )
+    terminal.say(f"The hub answers at {told['endpoint']}; labs connect to {told['fleet']}.")
+    terminal.say(f"Operator {told['operator']}, pin {told['operator_pin']}")
+    terminal.say(
+        f"Next, in another terminal: fedhub --home {home} hub invite NAME ROLE. Ctrl-C stops the hub."
+    )
+
+
+def _finding(what: str, ok: bool, seen: str) -> dict[str, Any]:
+    return {"what": what, "ok": ok, "seen": seen}
+
+
+def _check_parts() -> list[dict[str, Any]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    findings = [_finding("Python", sys.version_info >= (3, 11), sys.version.split()[0])]
+    for name in ("cryptography", "fastapi", "flwr", "sqlmodel", "minio", "uvicorn"):
+        try:
+            findings.append(_finding(name, True, version(name)))
+        except PackageNotFoundError:
+            findings.append(_finding(name, False, "not installed: pip install 'fedhub[hub]'"))
+    return findings
+
+
+def _check_database(settings: "Settings") -> list[dict[str, Any]]:
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.exc import SQLAlchemyError
+
+    kind = settings.database.partition(":")[0]
+    if kind == "sqlite" and not Path(settings.database.removeprefix("sqlite:///")).exists():
+        return [_finding("database", True, "SQLite, made at the first start")]
+    try:
+        engine = create_engine(settings.database)
+        tables = len(inspect(engine).get_table_names())
+        engine.dispose()
+    except SQLAlchemyError as error:
+        reason = type(error).__name__
+        return [_finding("database", False, f"{kind} does not answer ({reason}); see FEDHUB_DATABASE_URL")]
+    return [_finding("database", True, f"{kind} with {tables} tables")]
+
+
+def _check_store(settings: "Settings") -> list[dict[str, Any]]:
+    from hub.api.app import store_of
+    from hub.commands.store_probe import probe
+    from hub.keys import open_keys
+
+    try:
+        store = store_of(settings, open_keys(settings.data_dir / "keys", settings.origin))
+    except FedhubError as error:
+        return [_finding("object store", False, f"{error.message}; {error.hint}")]
+    return [_finding(f"object store: {each.promise}", each.kept, each.seen) for each in probe(store)]

@@ -1,0 +1,170 @@
+"""``fedhub site``: the lab agent on this machine, what it did, and what its steward consents to."""
+
+from typing import Annotated
+
+import typer
+
+from hub.commands.terminal import Command, short, table, terminal_of
+from storage.errors import Exit
+
+app = typer.Typer(no_args_is_help=True, help="The lab agent, its ledger, and the steward's consents.")
+
+
+@app.command("init", cls=Command)
+def init(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Option(help="The site's name within your institution.")] = "main",
+) -> Exit:
+    """Register this site's node key at the hub, so that its agent may connect."""
+    from federation.joining import register_site
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    site = register_site(home, name)
+    return terminal.done(
+        site.model_dump(),
+        f"Site {site.name} of {site.institution} is registered with the node key {short(site.key_hint)}.",
+        "Next: fedhub data describe FOLDER NAME, then: fedhub site up",
+    )
+
+
+@app.command("status", cls=Command)
+def status(ctx: typer.Context) -> Exit:
+    """Show this institution's sites as the hub sees them, its datasets, and what plans took from them."""
+    from federation.ledger import SiteLedger
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    with home.client() as client:
+        sites = [each for each in client.sites() if each.institution == home.institution]
+    datasets = home.datasets()
+    with SiteLedger(home.site / "ledger.db") as ledger:
+        spent = ledger.spent()
+        refused = len(ledger.refusals())
+    lines = [
+        f"site {each.name}: {'online' if each.online else 'OFFLINE'}, seen {each.last_seen or 'never'}"
+        for each in sites
+    ]
+    lines += [f"dataset {each.name} ({short(each.asset_id)}) in {each.folder}" for each in datasets]
+    rows = [
+        (
+            short(each.plan),
+            short(each.dataset),
+            each.rounds,
+            each.evaluations,
+            each.examples,
+            each.epsilon or "no guarantee",
+        )
+        for each in spent
+    ]
+    lines += table(("plan", "dataset", "rounds", "evaluations", "rows used", "epsilon"), rows)
+    lines.append(f"{refused} orders refused; see: fedhub site ledger")
+    return terminal.done(
+        {
+            "sites": [each.model_dump() for each in sites],
+            "datasets": [
+                {"name": each.name, "asset_id": each.asset_id, "folder": str(each.folder)}
+                for each in datasets
+            ],
+            "spent": [vars(each) for each in spent],
+            "refused": refused,
+        },
+        *(lines if sites else ["No site is registered: fedhub site init", *lines]),
+    )
+
+
+@app.command("ledger", cls=Command)
+def ledger_(
+    ctx: typer.Context,
+    plan: Annotated[str | None, typer.Option(help="Only this plan.")] = None,
+) -> Exit:
+    """List what this site was told to do, what it did, and what it refused; kept here, at the site."""
+    from federation.ledger import SiteLedger
+    from storage.encoding import format_time
+
+    terminal = terminal_of(ctx)
+    with SiteLedger(terminal.home.site / "ledger.db") as ledger:
+        orders = [each for each in ledger.orders() if each.plan.startswith(plan or "")]
+        answers = {each.order_id: each for each in ledger.answers()}
+        refusals = {each.order_id: each for each in ledger.refusals()}
+    entries = []
+    for order in orders:
+        answer, refusal = answers.get(order.id), refusals.get(order.id)
+        entries.append(
+            {
+                "at": format_time(order.received_at),
+                "order": order.id,
+                "plan": order.plan,
+                "action": order.action,
+                "round": order.round,
+                "examples": answer.examples if answer else None,
+                "receipt": answer.receipt_id if answer else None,
+                "refused": refusal.code if refusal else None,
+                "why": refusal.message if refusal else None,
+            }
+        )
+    rows = [
+        (
+            each["at"],
+            short(str(each["plan"])),
+            each["action"],
+            each["round"],
+            f"REFUSED {each['refused']}" if each["refused"] else _did(each),
+        )
+        for each in entries
+    ]
+    return terminal.done(
+        {"entries": entries}, *table(("received", "plan", "action", "round", "what was done"), rows)
+    )
+
+
+@app.command("approve", cls=Command)
+def approve(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    max_rounds: Annotated[int | None, typer.Option(help="Consent to fewer rounds.", min=1)] = None,
+    min_participants: Annotated[int | None, typer.Option(help="Ask for more participants.", min=1)] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="A lower ceiling of privacy loss, with --delta.")
+    ] = None,
+    delta: Annotated[str | None, typer.Option()] = None,
+    decline: Annotated[str | None, typer.Option(help="Decline instead, with this reason.")] = None,
+) -> Exit:
+    """Steward: consent to exactly this plan, after checking it by your own pins; or decline it.
+
+    The consent is signed with the targets key, logged, and kept in this home: the agent trains on nothing else.
+    """
+    from federation.deciding import consent, read_checked_plan
+
+    terminal = terminal_of(ctx)
+    home = terminal.home
+    with home.client() as client:
+        found, _shown = read_checked_plan(home, client, plan)
+        if decline is not None:
+            client.decline(found.id, decline)
+            return terminal.done(
+                {"plan": found.id, "declined": decline},
+                f"Declined plan {short(found.id)}; {found.issuer} sees the reason.",
+            )
+        record = consent(
+            home,
+            client,
+            found,
+            max_rounds=max_rounds,
+            min_participants=min_participants,
+            epsilon=epsilon,
+            delta=delta,
+        )
+    return terminal.done(
+        {"plan": found.id, "consent": record.id, "index": record.index},
+        f"{home.institution} consents to plan {short(found.id)} of {found.issuer}: {found.rounds} rounds, "
+        f"code {short(found.code)}.",
+        f"Signed, logged at {record.index}, kept in {home.path}/statements. "
+        f"To end it: fedhub grant revoke {short(record.id)}",
+    )
+
+
+def _did(entry: dict[str, object]) -> str:
+    if entry["receipt"] is None:
+        return "nothing yet"
+    return f"{entry['examples']} rows, receipt {short(str(entry['receipt']))}"
