@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from storage.encoding import check_institution, is_digest, parse_time, read_json, sha256_hex
-from storage.errors import Misuse, Rejected, shown
+from storage.errors import Rejected, shown
 from storage.signing import PublicKey, key_hint, read_public_key
 
 INSTITUTION_MEMBER = "x-fedhub-institution"
@@ -113,14 +113,15 @@ def read_ring(institution: str, raws: list[bytes], pin: str) -> KeyRing:
 def read_version(institution: str, number: int, raw: bytes, before: RingVersion | None) -> RingVersion:
     """One version of a ring, signed to its own root threshold and to that of the version before.
 
+    Without ``before`` only its own threshold is looked at, which proves nothing about a later version: to
+    accept a ring, use ``read_ring``.
+
     Raises:
         Rejected: ``E_KEYRING_NAME``, ``E_KEYRING``, ``E_LIMIT`` (V5).
     """
     what = f"key ring of {institution}, {number}.root.json"
     try:
         version, signed, signatures = _parse(institution, number, raw)
-        if (before is None) != (number == 1) or (before is not None and before.version != number - 1):
-            raise Misuse("E_MISUSE", f"{what}: read without the version before it")
         for signers in (version,) if before is None else (before, version):
             _check_threshold(signers, signed, signatures)
     except Rejected as error:

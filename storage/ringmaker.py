@@ -14,7 +14,7 @@ from securesystemslib.signer import Signature, SSlibKey  # type: ignore[attr-def
 from tuf.api.metadata import Metadata, Role, Root  # type: ignore[attr-defined]
 
 from storage.encoding import check_institution
-from storage.errors import Misuse
+from storage.errors import Misuse, Rejected
 from storage.keyring import INSTITUTION_MEMBER, ROLES, RingVersion, read_version
 from storage.signing import PrivateKey, PublicKey, key_hint, public_pem, sign_bytes
 
@@ -49,18 +49,21 @@ def make_ring(
     if set(keys) != set(ROLES):
         raise Misuse("E_MISUSE", f"make_ring: expected the roles {', '.join(ROLES)}")
     public = {role: [_public(key) for key in keys[role]] for role in ROLES}
-    root = Root(
-        version=version,
-        spec_version=TUF_SPECIFICATION,
-        expires=datetime.fromtimestamp(expires_at, UTC),
-        keys={key_hint(key): _tuf_key(key) for role in ROLES for key in public[role]},
-        roles={
-            role: Role([key_hint(key) for key in public[role]], root_threshold if role == "root" else 1)
-            for role in ROLES
-        },
-        consistent_snapshot=True,
-        unrecognized_fields={INSTITUTION_MEMBER: institution},
-    )
+    try:
+        root = Root(
+            version=version,
+            spec_version=TUF_SPECIFICATION,
+            expires=datetime.fromtimestamp(expires_at, UTC),
+            keys={key_hint(key): _tuf_key(key) for role in ROLES for key in public[role]},
+            roles={
+                role: Role([key_hint(key) for key in public[role]], root_threshold if role == "root" else 1)
+                for role in ROLES
+            },
+            consistent_snapshot=True,
+            unrecognized_fields={INSTITUTION_MEMBER: institution},
+        )
+    except ValueError as error:  # a version or threshold below 1, a key twice in one role
+        raise Rejected("E_KEYRING", f"key ring of {institution}: {error}") from error
     metadata = Metadata(root)
     for signer in signers:
         hint = key_hint(signer.public_key())
