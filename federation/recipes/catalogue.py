@@ -67,7 +67,8 @@ def _one_per_column(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def _files(module: str) -> tuple[str, ...]:
-    return ("recipes/" + module + ".py", "recipes/loop.py", "recipes/rows.py", "tensors.py", "training.py")
+    own = f"recipes/{module}.py"
+    return tuple(sorted((own, "recipes/loop.py", "recipes/rows.py", "tensors.py", "training.py")))
 
 
 _ALL = (
