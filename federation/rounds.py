@@ -149,14 +149,12 @@ def _reply(state: Round, event: Replied) -> Round:
     known = state.replies.get(event.site)
     if known == event.update:
         return state
-    answered = known is not None or event.site in state.disproved or event.site in state.declined
-    if answered:
-        raise Rejected(
-            "E_ROUND_REPLY", f"round {state.number}: {event.site} has already given another answer"
-        )
+    if known is not None or event.site in state.disproved:
+        raise Rejected("E_ROUND_REPLY", f"round {state.number}: {event.site} has already replied otherwise")
     if state.phase != "open":
         return state if event.site in state.late else replace(state, late=(*state.late, event.site))
-    return replace(state, replies={**state.replies, event.site: event.update})
+    declined = {site: code for site, code in state.declined.items() if site != event.site}
+    return replace(state, replies={**state.replies, event.site: event.update}, declined=declined)
 
 
 def _decline(state: Round, event: Declined) -> Round:

@@ -275,7 +275,7 @@ def test_one_changed_byte_of_source_is_another_recipe(
     with pytest.raises(Rejected, match="image-classification: the plan names code"):
         check_recipe(read_config(image_config()), sha256_hex(before))
     (tmp_path / "training.py").unlink()
-    with pytest.raises(Unchecked, match="federation/training.py cannot be read") as caught:
+    with pytest.raises(Unchecked, match=r"federation/training.py cannot be read") as caught:
         build_recipe("image-classification")
     assert caught.value.code == "E_RECIPE_SOURCE"
 
@@ -316,7 +316,7 @@ def test_parameters_are_checked_alone_and_together() -> None:
 def test_a_models_config_names_its_recipe_and_nothing_else() -> None:
     raw = make_model_config("tabular-classification", TABULAR)
     assert read_model_config(raw) == ("tabular-classification", TABULAR)
-    with pytest.raises(Rejected, match="recipe.parameters.classes: expected") as caught:
+    with pytest.raises(Rejected, match=r"recipe.parameters.classes: expected") as caught:
         make_model_config("tabular-classification", {**TABULAR, "classes": 1})
     assert caught.value.code == "E_MODEL_CONFIG"
     for raw in (b'{"architectures":["BertModel"]}', b"[]", image_config()):
@@ -342,10 +342,10 @@ def test_a_plan_is_one_object_of_statement_recipe_and_config() -> None:
 def test_bytes_that_the_plan_does_not_name_are_refused() -> None:
     recipe, config = build_recipe("image-classification"), image_config()
     statement = plan_statement(recipe, config)
-    with pytest.raises(Rejected, match="config.json should be") as caught:
+    with pytest.raises(Rejected, match=r"config.json should be") as caught:
         read_plan(statement, recipe, image_config(seed=2))
     assert caught.value.code == "E_PLAN"
-    with pytest.raises(Rejected, match="recipe.json should be"):
+    with pytest.raises(Rejected, match=r"recipe.json should be"):
         read_plan(statement, recipe + b" ", config)
 
 
