@@ -1,7 +1,7 @@
-"""What the hub asks before a statement enters its log, and before a file leaves for a grantee: rules V6 to V15.
+"""What the hub asks before a statement enters its log, and before a file leaves for a grantee.
 
-They are the rules that an auditor applies later, asked about one statement as if it were logged next, against the
-whole log. Who may post what is for the hub to decide; nothing here knows a caller.
+These are the rules that an auditor applies later, asked about one statement as if it were logged next,
+against the whole log. Who may post what is for the hub to decide; nothing here knows a caller.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,14 @@ from storage.header import check_header, check_nonce
 from storage.keys_in_force import check_key, check_reach, check_ring_order, check_shared
 from storage.links import (
     APPROVAL,
+    approvals_of,
     check_may_release,
     check_provenance,
     check_release,
     check_result,
     check_verdict,
     is_approval,
+    release_of,
     released_version,
 )
 from storage.signing import check_signature, open_envelope
@@ -48,9 +50,9 @@ ISSUED_WITHIN_S = 600
 def check_admission(evidence: Evidence, raw: bytes, *, now: int) -> Entry:
     """The entry that a bundle becomes when it is logged next.
 
-    A statement that is logged already, or a second one for the same plan, site, action and round, is answered
-    with the first: an entry whose index is below ``evidence.size``. Only an entry with that index is new, and the
-    caller adds it when it is durable.
+    A statement that is logged already, or a second one for the same plan, site, action and round, is
+    answered with the first: an entry whose index is below ``evidence.size``. Only an entry with that index
+    is new, and the caller adds it when it is durable.
 
     Args:
         evidence: the whole log.
@@ -89,7 +91,7 @@ def check_admission(evidence: Evidence, raw: bytes, *, now: int) -> Entry:
     return entry if first is None else first
 
 
-# --- rules of single kinds: each returns the entry that answers a repetition, or None ---------------------------
+# --- rules of single kinds: each returns the entry that answers a repetition, or None -----------------------
 
 
 def _check_keyring(evidence: Evidence, entry: Entry) -> None:
@@ -212,19 +214,22 @@ def _configuration(entry: Entry) -> dict[str, str]:
     return {part["name"]: part["digest"]["sha256"] for part in entry.says["configuration"]}
 
 
-def _check_release(evidence: Evidence, entry: Entry, now: int) -> None:
-    check_may_release(evidence, released_version(evidence, entry))
+def _check_release(evidence: Evidence, entry: Entry, now: int) -> Entry | None:
+    asset = released_version(evidence, entry)
+    check_may_release(evidence, asset)
     check_release(evidence, entry)
+    return release_of(evidence, asset)
 
 
-def _check_verdict(evidence: Evidence, entry: Entry, now: int) -> None:
+def _check_verdict(evidence: Evidence, entry: Entry, now: int) -> Entry | None:
     check_verdict(evidence, entry)
     if APPROVAL not in entry.says["verifiedLevels"]:
-        return
+        return None
     for asset in evidence.find("asset", subject=entry.subject):
         plan = evidence.standing(asset.says.get("plan"), "plan")
         if plan is not None and is_approval(entry, asset, plan):
-            return
+            standing = approvals_of(evidence, asset, plan)
+            return next((known for known in standing if known.institution == entry.institution), None)
     raise Rejected(
         "E_APPROVALS",
         f"{entry}: {APPROVAL} is for a participant of the plan that made this version, with verdict PASSED "
@@ -249,7 +254,7 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-# --- before a pull ----------------------------------------------------------------------------------------------
+# --- before a pull ------------------------------------------------------------------------------------------
 
 
 def check_pull(

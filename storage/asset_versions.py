@@ -1,7 +1,8 @@
 """Step V12: assets. Whose they are, how their versions follow each other, and whether files are one of them.
 
-An asset id is the digest of a manifest that holds the asset's own name. Two institutions never share an id, a
-name lies inside its issuer's namespace, and the versions of a name form one chain from 1 without gaps or forks.
+An asset id is the digest of a manifest that holds the asset's own name. Two institutions never share an id,
+a name lies inside its issuer's namespace, and the versions of a name form one chain from 1 without gaps or
+forks.
 """
 
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_version(evidence: Evidence, entry: Entry) -> None:
         if other.institution != entry.institution:
             raise Rejected(
                 "E_ASSET_CLAIMED",
-                f"asset {entry.subject}: claimed as {other.says['name']} and as {name} by {entry.institution}",
+                f"asset {entry.subject}: is {other.says['name']}, claimed as {name} by {entry.institution}",
             )
     if not name.startswith(entry.institution + "/"):
         raise Rejected(
@@ -85,7 +86,7 @@ def _check_previous(evidence: Evidence, entry: Entry) -> None:
 
 
 def check_manifest(evidence: Evidence, manifest: Manifest) -> None:
-    """A manifest against the asset statements about it: the same name and, for a model, a fitting OMS statement.
+    """A manifest against the asset statements about it: the same name and, for a model, a fitting signature.
 
     Raises:
         Rejected: ``E_SUBJECT``, ``E_ASSET_CLAIMED``, ``E_OMS``, ``E_REVOKED``.
@@ -136,7 +137,7 @@ def check_files(evidence: Evidence, folder: Path) -> tuple[list[Entry], Manifest
 
 
 def _rebuild(evidence: Evidence, folder: Path) -> Manifest:
-    """The manifest of ``folder`` under the name of that asset here whose id it then has; files are read once."""
+    """The manifest of a folder under the name of that asset here whose id it has; reads each file once."""
     names = sorted({entry.says["name"] for entry in evidence.find("asset")})
     built = build_manifest(folder, names[0] if names else "none.example/none")
     document = read_json(built.raw, limit=MANIFEST_LIMIT_BYTES)

@@ -1,8 +1,8 @@
 """Consents: grants by which an owner of data says yes to one plan, and to nothing else.
 
-A consent is a grant with a ``plan`` condition and no parent, issued by the owner of a participating dataset to
-the plan's issuer, and logged after the plan. The rules here ask whether a consent fits its plan; whether it is
-valid at a moment is asked in ``grants``.
+A consent is a grant with a ``plan`` condition and no parent, issued by the owner of a participating dataset
+to the plan's issuer, and logged after the plan. The rules here ask whether a consent fits its plan; whether
+it is valid at a moment is asked in ``grants``.
 """
 
 from storage.errors import Rejected

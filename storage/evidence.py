@@ -71,7 +71,7 @@ class Evidence:
         hub: origin of the log.
         operator: the institution that runs the hub.
         rings: institution -> its ring, each checked against its pin.
-        whole: True when nothing of the log is missing here, as in the hub itself. A pack is a part of the log,
+        whole: True when nothing of the log is missing here, as in the hub. A pack is a part of the log,
             so that what is absent from it may have been withheld.
         size: number of entries of the log; what is logged next gets this index.
         manifests: asset id -> manifest, for the assets whose files the reader may see.
@@ -192,8 +192,9 @@ class Evidence:
     def void_from(self, hint: str) -> int:
         """The log index from which signatures of this key are void; ``NEVER`` while nobody revoked it.
 
-        A revocation counts when the key is in the ring of the institution that signed it. The last ones are read
-        first: a revocation signed by a stolen key is void itself once the theft is revoked from before it.
+        A revocation counts when the key is in the ring of the institution that signed it. The last ones are
+        read first: a revocation signed by a stolen key is void itself once the theft is revoked from before
+        it.
         """
         if self._void_from is None:
             found: dict[str, int] = {}

@@ -1,10 +1,11 @@
 """Step V13: grants. Does this grant, with all it was delegated from, allow this use of this asset?
 
-Read ``check_use`` first: the order of its checks is the order in which a use is refused. ``check_grant`` is the
-part that does not depend on who uses the grant; receipts are held to it at the time and index of their own.
-Whatever is not understood is refused, never skipped.
+Read ``check_use`` first: the order of its checks is the order in which a use is refused. ``check_grant`` is
+the part that does not depend on who uses the grant; receipts are held to it at the time and index of their
+own. Whatever is not understood is refused, never skipped.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def grant_chain(evidence: Evidence, grant: Entry) -> list[Entry]:
         if len(chain) >= MAX_LINKS:
             raise Rejected("E_GRANT_WIDENED", f"{grant}: delegated more than {MAX_LINKS - 1} times")
         chain.append(_parent(evidence, chain[-1]))
-    for child, parent in zip(chain, chain[1:], strict=False):
+    for child, parent in itertools.pairwise(chain):
         _check_narrower(child, parent)
     return chain
 
@@ -234,7 +235,7 @@ def check_grant(evidence: Evidence, grant: Entry, *, at: int, index: int | None)
 
 
 def leaned_on(evidence: Evidence, grant_id: str) -> set[str]:
-    """The institutions whose status lists a use of this grant leans on: issuers of its chain, asset's owner."""
+    """Whose status lists a use of this grant leans on: the issuers of its chain and the asset's owner."""
     names: set[str] = set()
     entry = evidence.standing(grant_id, "grant")
     for _ in range(MAX_LINKS):

@@ -18,7 +18,8 @@ def check_keys(evidence: Evidence) -> None:
     """Step V10 for all entries of a pack.
 
     Raises:
-        Rejected: ``E_KEYRING_UNLOGGED``, ``E_KEY_NOT_IN_FORCE``, ``E_KEY_ROLE``, ``E_KEY_REVOKED``; ``E_STATEMENT``
+        Rejected: ``E_KEYRING_UNLOGGED``, ``E_KEY_NOT_IN_FORCE``, ``E_KEY_ROLE``, ``E_KEY_REVOKED``;
+            ``E_STATEMENT``
             for a revocation that reaches further back than it may.
     """
     for entry in evidence.by_kind("revocation"):

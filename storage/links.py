@@ -1,8 +1,8 @@
 """Step V15: provenance, evaluations, releases and verdicts name assets that are here, and say what is true.
 
-Also the levels that follow for each asset. ``TRAINED`` asks for the whole way from a base version to this one:
-a plan, rounds that hold (V14), and provenance that lists exactly them. ``APPROVED`` asks besides for a release
-after enough participants of that plan approved it.
+Also the levels that follow for each asset. ``TRAINED`` asks for the whole way from a base version to this
+one: a plan, rounds that hold (V14), and provenance that lists exactly them. ``APPROVED`` asks besides for a
+release after enough participants of that plan approved it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

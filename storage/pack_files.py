@@ -9,8 +9,8 @@
     proofs/<statement id>.tlog-proof  all to that one checkpoint
     assets/<asset id>/manifest.json   of versions whose files the reader may see
 
-Whatever is missing, malformed or too large here is the pack's fault (``Rejected``). What else lies in the folder
-is not read.
+Whatever is missing, malformed or too large here is the pack's fault (``Rejected``). What else lies in the
+folder is not read.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""What a verification found, as data: one ``Step`` for each of V1 to V15, in the order in which they were taken.
+"""What a verification found, as data: one ``Step`` for each of V1 to V15, in their order.
 
-A step holds, fails, or was not checked, with the reason; ``not checked`` never counts as ``ok``. A step that
-holds may still have left a part unchecked, such as the files of an asset when nobody gave a folder; those parts
-are counted too.
+A step holds, fails, or was not checked, with the reason; ``not checked`` never counts as ``ok``. A step
+that holds may still have left a part unchecked, such as the files of an asset when nobody gave a folder;
+those parts are counted too.
 """
 
 from dataclasses import dataclass

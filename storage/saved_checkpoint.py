@@ -1,7 +1,7 @@
 """The reader's state file: the last checkpoint that it accepted, ``{"size","root"}``.
 
-It is what catches a log that shrank, or that shows another history than it showed before (step V4). It is written
-only after everything held, and then whole or not at all.
+It is what catches a log that shrank, or that shows another history than it showed before (step V4). It is
+written only after everything held, and then whole or not at all.
 """
 
 import json

@@ -1,10 +1,11 @@
 """Step V11: what an institution's newest status list says of its ring, and how old that word is.
 
-A status list lives at most 24 hours, and names the newest ring and the statements that are revoked. So a hub
-that withholds a newer ring or a revocation is found out within a day by whoever leans on that institution now.
-It only repeats revocations that are logged: where the whole log is at hand, an entry without one is ignored,
-and a stolen status key voids nothing. In a pack the revocation itself may have been withheld; then the list is
-believed, but only against a use that is about to be made, never against what happened before.
+A status list lives at most 24 hours, and names the newest ring and the statements that are revoked. So a
+hub that withholds a newer ring or a revocation is found out within a day by whoever leans on that
+institution now. It only repeats revocations that are logged: where the whole log is at hand, an entry
+without one is ignored, and a stolen status key voids nothing. In a pack the revocation itself may have been
+withheld; then the list is believed, but only against a use that is about to be made, never against what
+happened before.
 """
 
 from collections.abc import Collection

@@ -4,8 +4,8 @@ What counts: the receipts that a round statement lists, and those of pulls and e
 is reported as not counted, so that posting one cannot spoil a pack. A receipt is held to the rules of its own
 moment and log index: a consent that is withdrawn later leaves earlier rounds valid.
 
-Read ``check_record`` for the order of the checks, then ``check_receipt`` and ``check_round``, which the hub asks
-about one statement that is to come next.
+Read ``check_record`` for the order of the checks, then ``check_receipt`` and ``check_round``, which the hub
+asks about one statement that is to come next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,9 +43,9 @@ def check_record(evidence: Evidence) -> Record:
     """Step V14 for all that is here.
 
     Raises:
-        Rejected: ``E_RECEIPT_GRANT``, ``E_RECEIPT_ISSUER``, ``E_REVOKED``, ``E_CONSENT``, ``E_PLAN``, ``E_BUDGET``,
-            ``E_RECEIPT_CHAIN``, ``E_PARTICIPANTS``, ``E_ROUND_CHAIN``; ``E_ISSUER`` for a round statement that is
-            not the operator's; those of V13 for the grants that receipts name.
+        Rejected: ``E_RECEIPT_GRANT``, ``E_RECEIPT_ISSUER``, ``E_REVOKED``, ``E_CONSENT``, ``E_PLAN``,
+            ``E_BUDGET``, ``E_RECEIPT_CHAIN``, ``E_PARTICIPANTS``, ``E_ROUND_CHAIN``; ``E_ISSUER`` for a round
+            statement that is not the operator's; those of V13 for the grants that receipts name.
     """
     rounds = evidence.find("round")
     for entry in rounds:
@@ -78,8 +78,8 @@ def check_receipt(evidence: Evidence, receipt: Entry) -> None:
     """One receipt against its grant, plan and ceilings, at its own moment and index; not yet its chain.
 
     Raises:
-        Rejected: ``E_RECEIPT_GRANT``, ``E_RECEIPT_ISSUER``, ``E_CONSENT``, ``E_REVOKED``, ``E_PLAN``, ``E_BUDGET``,
-            and those of V13.
+        Rejected: ``E_RECEIPT_GRANT``, ``E_RECEIPT_ISSUER``, ``E_CONSENT``, ``E_REVOKED``, ``E_PLAN``,
+            ``E_BUDGET``, and those of V13.
     """
     action = receipt.says["action"]
     grant = evidence.standing(receipt.says["grant"], "grant")
@@ -204,7 +204,7 @@ def check_round_issuer(evidence: Evidence, entry: Entry) -> None:
 
 
 def check_round(evidence: Evidence, entry: Entry, before: Entry | None) -> None:
-    """One round statement against its plan, its receipts and the round before; receipts themselves are checked.
+    """One round statement against its plan, its receipts (checked before) and the round before.
 
     Args:
         before: the plan's round statement before this one in the log.
@@ -242,7 +242,7 @@ def _check_input(evidence: Evidence, entry: Entry, plan: Entry, before: Entry | 
         if entry.says["input"] != before.subject:
             raise Rejected(
                 "E_ROUND_CHAIN",
-                f"{entry}: started from {entry.says['input'][:12]}, {before} ended with {before.subject[:12]}",
+                f"{entry}: starts from {entry.says['input'][:12]}, {before} ended with {before.subject[:12]}",
             )
         return
     base = evidence.manifests.get(plan.statement.subjects[1].digest)
@@ -315,7 +315,7 @@ def check_startable(evidence: Evidence, plan_id: str, *, now: int) -> dict[tuple
         waiting = ", ".join(institution for (institution, _), consent in consents.items() if not consent)
         raise Rejected(
             "E_CONSENT",
-            f"{plan}: {len(agreed)} of the {plan.says['minParticipants']} participants that it needs have consented",
+            f"{plan}: {len(agreed)} participants consent, it needs {plan.says['minParticipants']}",
             f"waiting for {waiting}",
         )
     return consents

@@ -1,8 +1,8 @@
-"""THE verifier: a folder of evidence and the reader's own pins in, a report out. No network, no database, no clock.
+"""THE verifier: a folder of evidence and the reader's own pins in, a report out. It opens no connection.
 
-Every step V1 to V15 is a function below with the step's number in its name; ``STEPS`` is their order. Each says
-what it checked or raises the first rule that does not hold, and nothing after a failure is looked at. The rules
-themselves are elsewhere, since the hub asks the same ones before it admits a statement::
+Every step V1 to V15 is a function below with the step's number in its name; ``STEPS`` is their order. Each
+says what it checked or raises the first rule that does not hold, and nothing after a failure is looked at.
+The rules themselves are elsewhere, since the hub asks the same ones before it admits a statement::
 
     V1 pack_files, trust      V2-V4 checkpoint, merkle     V5 keyring              V6-V8 signing, checkpoint
     V9 statements, header     V10 keys_in_force            V11 status_lists        V12 asset_versions
