@@ -16,21 +16,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select, update
-from storage.admission import check_admission
 
 from hub.database import Database
 from hub.errors import not_found
 from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RingRow, StatementRow
+from storage.admission import check_admission
 from storage.blobs import BlobStore
 from storage.checkpoint import Checkpoint, LogKey, parse_checkpoint
-from storage.errors import FedhubError, Misuse
+from storage.errors import FedhubError
 from storage.evidence import Entry, Evidence
 from storage.keyring import KeyRing, read_ring
+from storage.manifests import Manifest, read_manifest
 from storage.signing import log_leaf, open_envelope
 from storage.statements import KINDS, read_statement
 from storage.translog import check_start, publish
@@ -56,6 +58,19 @@ class Admitted:
     row: StatementRow
     entry: Entry
     fresh: bool
+
+
+class StoredManifests(dict[str, Manifest]):
+    """Manifests of model versions, read from the store when a rule asks for one."""
+
+    def __init__(self, store: BlobStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def get(self, asset_id: str, default: Any = None) -> Any:
+        """The manifest of this asset, or ``default`` for one whose files the hub does not hold."""
+        key = f"assets/{asset_id}/manifest.json"
+        return default if self._store.size(key) is None else read_manifest(self._store.get(key))
 
 
 class Ledger:
@@ -85,6 +100,7 @@ class Ledger:
         self._clock = clock
         self._lock = threading.RLock()
         self._evidence = Evidence(self.origin, operator, {}, whole=True)
+        self._evidence.manifests = StoredManifests(store)
         self._seen = 0
         self._woken = threading.Event()
 
@@ -105,12 +121,17 @@ class Ledger:
                 return
             # What this transaction added may yet be rolled back: it goes into a copy, never into what is
             # shared.
-            view = self._evidence.fork()
+            view = self._fork(self._evidence)
             for entry in own:
                 if entry.statement.kind == "keyring":
                     view.rings[entry.institution] = self._ring(session, entry.institution)
                 view.add(entry)
             yield view
+
+    def _fork(self, evidence: Evidence) -> Evidence:
+        view = evidence.fork()
+        view.manifests = evidence.manifests
+        return view
 
     def _catch_up(self, session: Session, stop: int | None) -> None:
         while True:
@@ -167,11 +188,10 @@ class Ledger:
         known = session.get(StatementRow, envelope.id)  # by one who held the lock before
         if known is not None:
             return Admitted(known, entry_of(known), fresh=False)
-        entry = self._check(session, raw)
+        entry, key = self._check(session, raw)
         if entry.index < following.next_index:
-            first = session.get_one(StatementRow, entry.statement.id)
-            return Admitted(first, entry, fresh=False)
-        row = self._row(session, entry)
+            return Admitted(session.get_one(StatementRow, entry.id), entry, fresh=False)
+        row = self._row(entry, key)
         session.add(row)
         following.next_index += 1
         session.add(following)
@@ -181,22 +201,24 @@ class Ledger:
 
     def rehearse(self, session: Session, raw: bytes) -> Entry:
         """Check a statement as if it were logged now, and log nothing."""
-        return self._check(session, raw)
+        return self._check(session, raw)[0]
 
-    def _check(self, session: Session, raw: bytes) -> Entry:
+    def _check(self, session: Session, raw: bytes) -> tuple[Entry, EllipticCurvePublicKey]:
+        statement = read_statement(open_envelope(raw))
         with self.evidence(session) as evidence:
-            statement = read_statement(open_envelope(raw))
-            if statement.kind != "keyring":
-                return check_admission(evidence, raw, now=self.now())
-            # A ring's version takes force by this statement, so it is checked with that version at hand.
-            view = evidence.fork()
-            view.rings[statement.issuer] = self._ring(session, statement.issuer)
-            return check_admission(view, raw, now=self.now())
+            view = evidence
+            if statement.kind == "keyring":
+                # A ring's version takes force by this statement, so it is checked with that version at hand.
+                view = self._fork(evidence)
+                view.rings[statement.issuer] = self._ring(session, statement.issuer)
+            entry = check_admission(view, raw, now=self.now())
+            holder = view.find_key(entry.hint)
+        assert holder is not None  # else the check had refused
+        return entry, holder[1]
 
-    def _row(self, session: Session, entry: Entry) -> StatementRow:
+    def _row(self, entry: Entry, key: EllipticCurvePublicKey) -> StatementRow:
         statement = entry.statement
         own = KINDS[statement.kind].own
-        key = _key_of(self._ring(session, entry.institution), entry.hint)
         return StatementRow(
             id=statement.id,
             log_index=entry.index,
@@ -374,14 +396,6 @@ def plan_of(entry: Entry) -> str | None:
     else:
         found = predicate.get("plan") if KINDS[statement.kind].own else None
     return found if isinstance(found, str) else None
-
-
-def _key_of(ring: KeyRing, hint: str) -> EllipticCurvePublicKey:
-    for version in ring.versions.values():
-        for keys in version.roles.values():
-            if hint in keys:
-                return keys[hint]
-    raise Misuse("E_MISUSE", f"key {hint} is not in the ring of {ring.institution}")
 
 
 def _checkpoint(row: LogHeadRow) -> Checkpoint | None:

@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     )
     fleet_ca: Path | None = _setting(
         None,
-        "Certificate authority (PEM) of the Fleet port of an external SuperLink. Unset: made in the data folder.",
+        "Authority (PEM) of the Fleet port of an external SuperLink. Unset: made in the data folder.",
         "path",
     )
     internal_url: str | None = _setting(

@@ -198,14 +198,13 @@ class LogHeadRow(SQLModel, table=True):
 
 
 class AnswerRow(SQLModel, table=True):
-    """The answer to a creating request, by its Idempotency-Key; ``status`` 0 while it is being made."""
+    """The answer to a creating request, by its Idempotency-Key."""
 
     __tablename__ = "answer"
     __table_args__ = (Index(None, "created_at"),)
     caller: str = Field(primary_key=True, max_length=253)
     key: str = digest(primary_key=True)  # of the header's text
-    request: str = digest()  # of method, path and body
-    status: int
+    request: str = digest()  # of path and body
     body: bytes | None = Field(
         default=None, sa_column=Column(LargeBinary, nullable=True)
     )  # None: told only once

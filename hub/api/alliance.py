@@ -11,14 +11,13 @@ from federation import wire
 from hub import __version__
 from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
 from hub.api.limits import Rate, address_of
-from hub.api.once import TOLD_ONCE, OnceRoute
+from hub.api.once import OnceHere
 from hub.api.problems import responses
 from hub.errors import bad_field
 from hub.services import alliance, identity
 from storage.errors import FedhubError, Refused
 
 router = APIRouter(tags=["alliance"])
-once = APIRouter(route_class=OnceRoute)
 
 
 class KeyRingRoots(BaseModel):
@@ -109,12 +108,20 @@ def list_tokens(session: ReadSession, actor: CurrentActor) -> list[wire.Personal
     return identity.list_tokens(session, actor)
 
 
-@once.post("/tokens", status_code=201, openapi_extra={TOLD_ONCE: True}, responses=responses(409))
+@router.post("/tokens", status_code=201, responses=responses(409))
 def create_token(
-    hub: HubHere, session: WriteSession, actor: CurrentActor, request: wire.PersonalTokenRequest
+    hub: HubHere,
+    session: WriteSession,
+    actor: CurrentActor,
+    once: OnceHere,
+    request: wire.PersonalTokenRequest,
 ) -> wire.PersonalToken:
     """A new personal token; its text is in this answer only."""
-    return identity.create_token(hub, session, actor, request)
+
+    def make() -> wire.PersonalToken:
+        return identity.create_token(hub, session, actor, request)
+
+    return once.answer(hub, session, wire.PersonalToken, make, secret=True)
 
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=responses(404))
@@ -124,12 +131,16 @@ def revoke_token(hub: HubHere, session: WriteSession, actor: CurrentActor, token
     return Response(status_code=204)
 
 
-@once.post("/invitations", status_code=201, openapi_extra={TOLD_ONCE: True}, responses=responses(409))
+@router.post("/invitations", status_code=201, responses=responses(409))
 def invite(
-    hub: HubHere, session: WriteSession, actor: CurrentActor, request: wire.InvitationRequest
+    hub: HubHere, session: WriteSession, actor: CurrentActor, once: OnceHere, request: wire.InvitationRequest
 ) -> wire.Invitation:
     """A single-use invitation (operator); its secret is in this answer only."""
-    return alliance.invite(hub, session, actor, request)
+
+    def make() -> wire.Invitation:
+        return alliance.invite(hub, session, actor, request)
+
+    return once.answer(hub, session, wire.Invitation, make, secret=True)
 
 
 @router.post("/institutions", status_code=201, responses=responses(409))
@@ -183,6 +194,3 @@ def sites(session: ReadSession, actor: CurrentActor) -> list[wire.Site]:
 def register_site(hub: HubHere, actor: CurrentActor, request: wire.SiteRequest) -> wire.Site:
     """Register the Flower node key of one of the caller's sites."""
     return alliance.register_site(hub, actor, request)
-
-
-router.include_router(once)

@@ -1,117 +1,98 @@
 """Creating requests that may be sent again: the same ``Idempotency-Key`` gets the first answer.
 
-Only for routes whose repetition would create a second thing. Where a request names what it makes (a
-statement, a plan, a run), repeating it answers with the first anyway, and nothing needs to be kept.
+Only for routes whose repetition would create a second thing. Where a request names what it makes (a statement, a
+plan, a run), repeating it answers with the first anyway, and nothing needs to be kept. The answer is kept in the
+transaction that makes the thing, so there is never one without the other.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, TypeVar
 
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
-from sqlalchemy import delete
+from fastapi import Depends, Header, Request
+from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col
-from starlette.concurrency import run_in_threadpool
+from sqlmodel import Session, col, delete
 
-from hub.api.auth import current_actor, hub_of
-from hub.api.limits import address_of
+from hub.api.auth import CurrentActor
 from hub.context import Hub
 from hub.errors import bad_field, conflict
 from hub.tables import AnswerRow
 from storage.errors import Refused
 
 HEADER = "Idempotency-Key"
-TOLD_ONCE = "x-told-once"  # of a route's OpenAPI: its answer holds a secret and is not kept
-ABANDONED_S = 60  # a request whose process died may be tried again after this
+M = TypeVar("M", bound=BaseModel)
 
 
-class OnceRoute(APIRoute):
-    """A route whose POSTs honour ``Idempotency-Key``, per caller and for as long as the settings say."""
+@dataclass(frozen=True)
+class Once:
+    """One request's key; ``key`` is None when it bears none, and then nothing is kept."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route's handler, behind the table of answers."""
-        answer = super().get_route_handler()
-        told_once = bool((self.openapi_extra or {}).get(TOLD_ONCE))
+    caller: str
+    key: str | None  # digest of the header's text
+    asked: str  # digest of path and body
 
-        async def once(request: Request) -> Response:
-            given = request.headers.get(HEADER)
-            if request.method != "POST" or given is None:
-                return await answer(request)
-            if not 8 <= len(given) <= 128 or not given.isascii():
-                raise bad_field(HEADER, "must be 8 to 128 ASCII characters")
-            hub = hub_of(request)
-            actor = await run_in_threadpool(current_actor, request, hub)
-            caller = actor.name if actor.known else f"address {address_of(request.scope)}"
-            body = await request.body()
-            asked = sha256(f"{request.method} {request.url.path}\n".encode() + body).hexdigest()
-            name = (caller, sha256(given.encode()).hexdigest())
-            kept = await run_in_threadpool(_begin, hub, name, asked)
-            if kept is not None:
-                return Response(kept.body, kept.status, media_type="application/json")
-            try:
-                made = await answer(request)
-            except BaseException:
-                await run_in_threadpool(_forget, hub, name)
-                raise
-            if made.status_code >= 300:
-                await run_in_threadpool(_forget, hub, name)
-            else:
-                kept_body = None if told_once else bytes(made.body)
-                await run_in_threadpool(_keep, hub, name, made.status_code, kept_body)
-            return made
+    def answer(
+        self, hub: Hub, session: Session, form: type[M], make: Callable[[], M], *, secret: bool = False
+    ) -> M:
+        """What ``make`` gives, or gave when the same caller sent this request before.
 
-        return once
-
-
-def _begin(hub: Hub, name: tuple[str, str], asked: str) -> AnswerRow | None:
-    """The kept answer, or None when this request is the first with its key."""
-    now = hub.ledger.now()
-    old = now - hub.settings.idempotency_hours * 3600
-    try:
-        with hub.database.session_scope() as session:
-            session.exec(delete(AnswerRow).where(col(AnswerRow.created_at) < old))
-            row = session.get(AnswerRow, name)
-            if row is not None and row.status == 0 and row.created_at + ABANDONED_S < now:
-                session.delete(row)
-                session.flush()
-                row = None
-            if row is None:
-                session.add(AnswerRow(caller=name[0], key=name[1], request=asked, status=0, created_at=now))
-                return None
-    except IntegrityError as error:
-        raise _under_way() from error
-    if row.request != asked:
-        raise Refused(
-            "E_IDEMPOTENCY", f"this {HEADER} was used for another request", status=422, field=HEADER
-        )
-    if row.status == 0:
-        raise _under_way()
-    if row.body is None:
-        raise conflict(
-            "E_TOLD_ONCE",
-            "this request was answered, and its answer held a secret that is told only once",
-            "Revoke what it made and ask again with a new key.",
-        )
-    return row
-
-
-def _under_way() -> Refused:
-    # 503 and not 409: the caller shall try again, and then gets the answer.
-    return Refused("E_UNDER_WAY", "the same request is being answered", "Try again in a moment.", status=503)
-
-
-def _keep(hub: Hub, name: tuple[str, str], status: int, body: bytes | None) -> None:
-    with hub.database.session_scope() as session:
-        row = session.get(AnswerRow, name)
-        if row is not None:
-            row.status, row.body = status, body
+        Args:
+            form: type of the answer.
+            make: does the work in ``session``.
+            secret: the answer holds a secret and is not kept; a repetition is told so.
+        Raises:
+            Refused: ``E_IDEMPOTENCY``, the key was used for another request; ``E_TOLD_ONCE``; ``E_UNDER_WAY``.
+        """
+        if self.key is None:
+            return make()
+        now = hub.ledger.now()
+        old = now - hub.settings.idempotency_hours * 3600
+        session.exec(delete(AnswerRow).where(col(AnswerRow.created_at) < old))
+        kept = session.get(AnswerRow, (self.caller, self.key))
+        if kept is None:
+            row = AnswerRow(caller=self.caller, key=self.key, request=self.asked, created_at=now)
+            self._reserve(session, row)
+            made = make()
+            row.body = None if secret else made.model_dump_json().encode()
             session.add(row)
+            return made
+        return self._again(kept, form)
+
+    def _reserve(self, session: Session, row: AnswerRow) -> None:
+        try:
+            with session.begin_nested():
+                session.add(row)
+                session.flush()
+        except IntegrityError as error:
+            raise Refused(
+                "E_UNDER_WAY", "the same request is being answered", "Try again in a moment.", status=503
+            ) from error
+
+    def _again(self, kept: AnswerRow, form: type[M]) -> M:
+        if kept.request != self.asked:
+            raise bad_field(HEADER, "was used for another request", "Use a new key for a new request.")
+        if kept.body is None:
+            raise conflict(
+                "E_TOLD_ONCE",
+                "this request was answered, and its answer held a secret that is told only once",
+                "Revoke what it made and ask again with a new key.",
+            )
+        return form.model_validate_json(kept.body)
 
 
-def _forget(hub: Hub, name: tuple[str, str]) -> None:
-    with hub.database.session_scope() as session:
-        row = session.get(AnswerRow, name)
-        if row is not None and row.status == 0:
-            session.delete(row)
+async def once_of(
+    request: Request,
+    actor: CurrentActor,
+    key: Annotated[
+        str | None,
+        Header(alias=HEADER, min_length=8, max_length=128, description="Repeats get the first answer"),
+    ] = None,
+) -> Once:
+    """The key that this request bears."""
+    asked = sha256(f"{request.url.path}\n".encode() + await request.body()).hexdigest()
+    return Once(actor.name, None if key is None else sha256(key.encode()).hexdigest(), asked)
+
+
+OnceHere = Annotated[Once, Depends(once_of)]

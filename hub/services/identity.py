@@ -68,7 +68,7 @@ def login(hub: Hub, session: Session, form: dict[str, str]) -> wire.AccessToken:
 def _check_assertion(hub: Hub, session: Session, assertion: str) -> tuple[InstitutionRow, KeyRole]:
     header, claims = _read_jwt(assertion)
     hint = header.get("kid")
-    if header.get("alg") != "ES256" or not is_digest(hint):
+    if header.get("alg") != "ES256" or not isinstance(hint, str) or not is_digest(hint):
         raise _refuse("the assertion's header must be ES256 with kid = the key's hint")
     found = hub.ledger.key_in_force(session, hint)
     if found is None:

@@ -104,11 +104,14 @@ def post(hub: Hub, session: Session, actor: Actor, request: wire.StatementPost) 
     """Log a member's own statement."""
     raw = request.bundle.encode()
     statement = read_statement(open_envelope(raw))
-    if statement.kind in ELSEWHERE:
+    way = ELSEWHERE.get(statement.kind)
+    if statement.kind == "asset" and statement.predicate["type"] == "model":
+        way = "POST /api/v1/models/{name}/versions, with its manifest and files"
+    if way is not None:
         raise Refused(
             "E_KIND_ELSEWHERE",
             f"a {statement.kind} statement is not posted here",
-            f"It goes through {ELSEWHERE[statement.kind]}.",
+            f"It goes through {way}.",
             status=422,
             field="bundle",
         )
