@@ -1,0 +1,193 @@
+"""Plain HTTP with object stores and download origins: connections, proxies, redirects.
+
+Made for large bodies: ``http.client`` reads straight into the caller's buffer, which general clients do not.
+No credential of ours is ever sent from here: an order carries its own signature in its headers, a read URL in
+its query, and stores refuse a request that bears a second one. Redirects are followed by hand, a few and never
+from https to http. Used by ``federation.transfer`` only.
+"""
+
+import base64
+import contextlib
+import http.client
+import json
+import ssl
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from storage.errors import Refused, Unchecked, shown
+
+CONNECT_S = 10.0
+SILENCE_S = 60.0  # without a single byte
+MAX_REDIRECTS = 3
+MAX_PROBLEM_BYTES = 64 << 10
+REDIRECTS = (301, 302, 303, 307, 308)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+_FAILURES = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+
+class Broken(Exception):
+    """An exchange failed in a way that may pass: try again. Never leaves ``federation.transfer``."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer whose body has not been read, and whether a redirect led to it."""
+
+    response: http.client.HTTPResponse
+    redirected: bool
+
+
+class Peers:
+    """Open connections of one thread, one for each origin."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self._context = context
+        self._open: dict[tuple[str, str], http.client.HTTPConnection] = {}
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """Ask for ``url``, following redirects by hand.
+
+        Raises:
+            Broken: no connection, or it broke before the answer came.
+            Unchecked: ``E_REDIRECT``; the redirects lead nowhere that we go.
+        """
+        for hop in range(MAX_REDIRECTS + 1):
+            response = self._ask(url, {"Accept-Encoding": "identity", **headers})
+            if response.status not in REDIRECTS:
+                return Answer(response, hop > 0)
+            target = urljoin(url, response.getheader("Location") or "")
+            response.read(MAX_PROBLEM_BYTES)
+            if response.will_close or not response.isclosed():
+                self.drop(url)
+            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+                raise Unchecked("E_REDIRECT", f"{origin_of(url)} leads from https to {origin_of(target)}")
+            url = target
+        raise Unchecked("E_REDIRECT", f"{origin_of(url)}: more than {MAX_REDIRECTS} redirects")
+
+    def put(
+        self, url: str, headers: Mapping[str, str], path: Path, offset: int, size: int
+    ) -> http.client.HTTPResponse:
+        """Send ``size`` bytes of a file from ``offset`` on; the answer's small body has been read.
+
+        Raises:
+            Broken: no connection, or it broke before an answer came.
+        """
+        connection = self._connection(url)
+        try:
+            with path.open("rb") as file:
+                self._start(connection, "PUT", url, {**headers, "Content-Length": str(size)})
+                with contextlib.suppress(ConnectionError):  # it may have answered before it hung up
+                    if size:
+                        connection.sock.sendfile(file, offset, size)
+            response = connection.getresponse()
+            response.read(MAX_PROBLEM_BYTES)
+        except _FAILURES as error:
+            self.drop(url)
+            raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
+        if response.will_close:
+            self.drop(url)
+        return response
+
+    def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        connection = self._connection(url)
+        try:
+            self._start(connection, "GET", url, headers)
+            return connection.getresponse()
+        except _FAILURES as error:
+            self.drop(url)
+            raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
+
+    def _start(
+        self, connection: http.client.HTTPConnection, method: str, url: str, headers: Mapping[str, str]
+    ) -> None:
+        split = urlsplit(url)
+        target = (split.path or "/") + (f"?{split.query}" if split.query else "")
+        lines, proxy = dict(headers), _proxy_for(split)
+        if proxy is not None and split.scheme == "http":
+            target = f"http://{split.netloc}{target}"
+            lines |= _proxy_login(proxy)
+        connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        for name, value in {"Host": split.netloc, **lines}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.sock.settimeout(SILENCE_S)
+
+    def _connection(self, url: str) -> http.client.HTTPConnection:
+        split = urlsplit(url)
+        key = (split.scheme, split.netloc)
+        if key not in self._open:
+            self._open[key] = self._connect(split)
+        return self._open[key]
+
+    def _connect(self, split: SplitResult) -> http.client.HTTPConnection:
+        if split.scheme not in ("http", "https") or not split.hostname or "@" in split.netloc:
+            raise Unchecked("E_REDIRECT", f"{origin_of(split.geturl())} is no http(s) address")
+        proxy = _proxy_for(split)
+        host, port = (proxy.hostname or "", proxy.port) if proxy else (split.hostname, split.port)
+        connection: http.client.HTTPConnection
+        if split.scheme == "https":
+            self._context = self._context or ssl.create_default_context()
+            connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_S, context=self._context)
+            if proxy:
+                connection.set_tunnel(split.hostname, split.port or 443, _proxy_login(proxy))
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_S)
+        try:
+            connection.connect()
+        except (OSError, http.client.HTTPException) as error:
+            raise Broken(f"{origin_of(split.geturl())}: {type(error).__name__}: {error}") from error
+        return connection
+
+    def drop(self, url: str) -> None:
+        """Close the connection to this URL's origin."""
+        split = urlsplit(url)
+        connection = self._open.pop((split.scheme, split.netloc), None)
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+
+
+def origin_of(url: str) -> str:
+    """Scheme and host of a URL: what may be shown, since its path and query may be secrets."""
+    split = urlsplit(url)
+    return shown(f"{split.scheme}://{split.netloc.rpartition('@')[2]}").strip("'")
+
+
+def refusal_of(response: http.client.HTTPResponse, url: str) -> Refused:
+    """The error that an answer states, by its problem document where it has one."""
+    raw = response.read(MAX_PROBLEM_BYTES)
+    code, detail, hint = "E_DOWNLOAD", f"{origin_of(url)} answered {response.status}", ""
+    if response.getheader("Content-Type", "").startswith("application/problem+json"):
+        try:
+            problem = json.loads(raw)
+            code, detail, hint = (str(problem.get(name, "")) for name in ("code", "detail", "hint"))
+        except (ValueError, AttributeError):
+            detail += " with a broken explanation"
+    if not code.startswith("E_") or len(code) > 64 or not code.isascii():
+        code = "E_DOWNLOAD"
+    return Refused(code, detail[:2000], hint[:2000], status=response.status)
+
+
+def _proxy_for(split: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for this address, if any; never for this machine's own."""
+    host = split.hostname or ""
+    if host in LOOPBACK or urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(split.scheme)
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+
+
+def _proxy_login(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(login.encode()).decode()}

@@ -1,0 +1,464 @@
+"""Large files to and from the object store, checked on the way, in several streams, resumable.
+
+``send_file`` sends a file by upload orders: each names the digest of what it carries, so the store itself
+refuses other bytes. ``fetch`` reads a file by URL, in parts side by side, each checked against the digest
+that the caller knows from a signed document, into a file that is complete and true when ``fetch`` returns;
+``install`` then makes it durable under its final name. Standard library only, because general HTTP clients
+spend more time per byte than SHA-256 does.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from federation.origins import Broken, Peers, origin_of, refusal_of
+from federation.wire import Upload, UploadOrder
+from storage.errors import FedhubError, Refused, Rejected, Unchecked
+from storage.manifests import PART_BYTES, hash_file
+
+CHUNK_BYTES = 1 << 20
+STREAMS = 4
+ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
+LONGEST_WAIT_S = 5.0
+CHECK_POLL_S = 0.05
+CHECK_WAIT_S = 600.0
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]  # bytes done, bytes in all; called from several threads, one at a time
+
+
+class Uploads(Protocol):
+    """The part of a hub client that uploads need."""
+
+    def upload(
+        self, sha256: str, size: int, *, parts: Sequence[str] | None = None, plan: str | None = None
+    ) -> Upload:
+        """Announce a file."""
+
+    def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
+        """Fresh orders for what the store does not hold."""
+
+    def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
+        """Say that all bytes are in the store."""
+
+
+# --- up -------------------------------------------------------------------------------------------
+
+
+def send_file(
+    client: Uploads,
+    path: Path,
+    *,
+    plan: str | None = None,
+    progress: Progress | None = None,
+    check_wait_s: float = CHECK_WAIT_S,
+) -> Upload:
+    """Bring a file into the store and return its upload, in state ``stored``.
+
+    A repeat after a crash goes on with the parts that are missing: the hub knows which.
+
+    Args:
+        plan: statement id of the plan whose run this file belongs to.
+        check_wait_s: how long to wait for the hub to check the whole of a file of several parts, in seconds.
+    Raises:
+        Rejected: ``E_FILE_CHANGED``; the file is no longer what was announced.
+        Refused: the hub or the store does not take it.
+        Unchecked: ``E_STORE_UNREACHABLE`` after several tries, ``E_UPLOAD_CHECKING`` (still being checked).
+    """
+    sha256, size, parts = hash_file(path)
+    upload = client.upload(sha256, size, parts=parts, plan=plan)
+    counter, attempt = _Counter(size, progress), 0
+    while upload.state == "open":
+        counter.set(sum(_part_size(number, size) for number in upload.done_parts))
+        etags, failure = _send_orders(path, upload.orders, (sha256, *(parts or ())), size, counter)
+        if failure is None:
+            upload = client.upload_complete(upload.id, etags)
+            break
+        attempt = 0 if etags else attempt + 1
+        if attempt == ATTEMPTS:
+            raise failure
+        time.sleep(_wait_s(attempt))
+        upload = client.upload_orders(upload.id, etags)
+    return _wait_stored(client, upload, check_wait_s)
+
+
+def _part_size(number: int, size: int) -> int:
+    """Bytes of part ``number`` from 1; of the whole file for 0."""
+    return size if number == 0 else min(PART_BYTES, size - (number - 1) * PART_BYTES)
+
+
+def _send_orders(
+    path: Path, orders: Sequence[UploadOrder], digests: Sequence[str], size: int, counter: "_Counter"
+) -> tuple[dict[int, str], Unchecked | None]:
+    """Send each order's bytes, several at a time: the ETags of those done, and why one was not."""
+    etags: dict[int, str] = {}
+    failures: list[Unchecked] = []
+
+    def send(order: UploadOrder, peers: Peers, stop: threading.Event) -> None:
+        try:
+            etags[order.part] = _send_one(peers, path, order, digests[order.part], size)
+        except Unchecked as error:
+            failures.append(error)
+            stop.set()
+            return
+        counter.add(_part_size(order.part, size))
+
+    _in_streams(STREAMS, send, orders)
+    return etags, failures[0] if failures else None
+
+
+def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: int) -> str:
+    """Send one order's bytes; returns the ETag.
+
+    Raises:
+        Unchecked: worth another try, with a fresh order.
+        Rejected: the file changed.
+        Refused: the store will never take it.
+    """
+    offset, length = max(0, order.part - 1) * PART_BYTES, _part_size(order.part, size)
+    try:
+        response = peers.put(order.url, order.headers, path, offset, length)
+        status, reason = response.status, f"answered {response.status}"
+    except Broken as error:  # some stores refuse by closing the connection while we send
+        status, reason = 0, str(error)
+    if status == 200:
+        return (response.getheader("ETag") or "").strip('"')
+    if status in (0, 400) and _digest_of(path, offset, length) != sha256:
+        raise Rejected(
+            "E_FILE_CHANGED",
+            f"{path} changed while it was sent",
+            "nothing was stored: send it again when it rests",
+        )
+    if status in (0, 403, 404, 408, 429) or status >= 500:  # 403, 404: the order or its upload has expired
+        raise Unchecked(
+            "E_STORE_UNREACHABLE", f"{path.name} to {origin_of(order.url)}: {reason}", "is the store up?"
+        )
+    raise Refused("E_STORE_REFUSED", f"{path.name}: {origin_of(order.url)} {reason}", status=status)
+
+
+def _digest_of(path: Path, offset: int, length: int) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while length > 0 and (count := file.readinto(buffer[: min(length, CHUNK_BYTES)])):
+            digest.update(buffer[:count])
+            length -= count
+    return digest.hexdigest()
+
+
+def _wait_stored(client: Uploads, upload: Upload, check_wait_s: float) -> Upload:
+    deadline, pause = time.monotonic() + check_wait_s, CHECK_POLL_S
+    while upload.state != "stored":
+        if time.monotonic() > deadline:
+            raise Unchecked(
+                "E_UPLOAD_CHECKING",
+                f"the hub still checks upload {upload.id} after {check_wait_s:.0f} s",
+                "send it again",
+            )
+        time.sleep(pause)
+        pause = min(1.0, pause * 1.5)
+        upload = client.upload_orders(upload.id)
+    return upload
+
+
+# --- down -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A range of the file whose digest is known."""
+
+    number: int  # from 1
+    offset: int
+    size: int
+    sha256: str
+
+
+def fetch(
+    url: str,
+    path: Path,
+    sha256: str,
+    size: int,
+    parts: Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    streams: int = STREAMS,
+) -> None:
+    """Read a file into ``path``, which afterwards holds exactly the bytes of this digest.
+
+    ``path`` is not a final place: it fills while reading. A file of several parts leaves ``path`` and a
+    journal beside it (``.journal``) when it fails, and a repeat fetches only what is missing; other failures
+    leave nothing. Every part, and so the whole, is checked by the part digests; ``sha256`` itself is checked
+    where the file is one part.
+
+    Args:
+        url: http(s) address that answers with the bytes, or redirects to where they are; asked once for each
+            part, so that it may decide anew. It must bear its own permission.
+        size, parts: from a signed document; ``parts`` are the digests of the 32 MiB parts, if any.
+        streams: how many parts to read side by side.
+    Raises:
+        Rejected: ``E_DIGEST`` (other bytes), ``E_SIZE`` (more or fewer than announced).
+        Refused: the address's own refusal, with its code and status.
+        Unchecked: ``E_STORE_UNREACHABLE`` after several tries; ``E_DISK_FULL``.
+    """
+    pieces = _pieces(path, sha256, size, parts)
+    journal = _Journal(path, sha256, size) if len(pieces) > 1 else None
+    kept = journal.open(pieces) if journal else set[int]()
+    counter = _Counter(size, progress)
+    counter.set(sum(piece.size for piece in pieces if piece.number in kept))
+    missing = [piece for piece in pieces if piece.number not in kept]
+    try:
+        with path.open("r+b" if kept else "w+b", buffering=0) as file:
+            _reserve(file.fileno(), size)
+            target = _Target(path, file.fileno(), size, counter)
+
+            def read(piece: _Piece, peers: Peers, stop: threading.Event) -> None:
+                if _read_piece(peers, url, piece, target, stop) and journal:
+                    journal.note(piece.number)
+
+            _in_streams(streams, read, missing)
+    except OSError as error:
+        _remove(path, journal)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = "make room and try again: nothing was left behind"
+            raise Unchecked("E_DISK_FULL", f"no room for the {size} bytes of {path}", hint) from error
+        raise
+    except FedhubError:
+        if journal is None:
+            _remove(path, None)
+        raise
+    if journal:
+        journal.remove()
+
+
+def install(partial: Path, final: Path) -> None:
+    """Bring a fetched file to the disk and, in one step, to its final name."""
+    _sync(partial, os.O_RDONLY)
+    partial.replace(final)
+    _sync(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _pieces(path: Path, sha256: str, size: int, parts: Sequence[str] | None) -> list[_Piece]:
+    if size > PART_BYTES and parts:
+        if len(parts) != -(-size // PART_BYTES):
+            raise Rejected("E_SIZE", f"{path.name}: {size} bytes are not {len(parts)} parts of {PART_BYTES}")
+        return [
+            _Piece(n, (n - 1) * PART_BYTES, _part_size(n, size), digest) for n, digest in enumerate(parts, 1)
+        ]
+    return [_Piece(1, 0, size, sha256)]
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the room now, so that a full disk is found before the network is asked."""
+    os.ftruncate(file, size)
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is None or size == 0:
+        return
+    try:
+        allocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _remove(path: Path, journal: "_Journal | None") -> None:
+    path.unlink(missing_ok=True)
+    if journal:
+        journal.remove()
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The file that is being filled."""
+
+    path: Path
+    file: int
+    size: int
+    counter: "_Counter"
+
+    def write(self, data: memoryview, offset: int) -> None:
+        while data:
+            count = os.pwrite(self.file, data, offset)
+            data, offset = data[count:], offset + count
+
+
+def _read_piece(peers: Peers, url: str, piece: _Piece, target: _Target, stop: threading.Event) -> bool:
+    """Bring one piece to its place, trying several times; false when ``stop`` was set before it was whole."""
+    for attempt in range(1, ATTEMPTS + 1):
+        done = 0
+        try:
+            for count in _stream_piece(peers, url, piece, target):
+                if stop.is_set():
+                    peers.close()
+                    return False
+                done += count
+                target.counter.add(count)
+            return True
+        except Broken as error:
+            target.counter.add(-done)
+            if attempt == ATTEMPTS:
+                raise Unchecked(
+                    "E_STORE_UNREACHABLE",
+                    f"{target.path.name} from {error}",
+                    "try again: what has arrived is kept",
+                ) from error
+            if stop.wait(_wait_s(attempt)):
+                break
+    return False
+
+
+def _stream_piece(peers: Peers, url: str, piece: _Piece, target: _Target) -> Iterator[int]:
+    """Yield how many bytes were written, as they come; ends only when the piece is whole and true."""
+    name = target.path.name
+    response = _ask_for(peers, url, piece, target)
+    if response.length is not None and response.length != piece.size:
+        peers.close()
+        raise Rejected(
+            "E_SIZE", f"{name}: {response.length} bytes come for part {piece.number}, expected {piece.size}"
+        )
+    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(min(CHUNK_BYTES, piece.size + 1))), 0
+    while count := _read_some(peers, url, response, buffer):
+        if done + count > piece.size:
+            peers.close()
+            raise Rejected("E_SIZE", f"{name}: more than the {piece.size} bytes of part {piece.number} come")
+        digest.update(buffer[:count])
+        target.write(buffer[:count], piece.offset + done)
+        done += count
+        yield count
+    if response.will_close or done < piece.size:
+        peers.close()
+    if done < piece.size:
+        raise Broken(f"{origin_of(url)}: the answer ended after {done} of {piece.size} bytes")
+    if digest.hexdigest() != piece.sha256:
+        raise Rejected(
+            "E_DIGEST",
+            f"{name}: part {piece.number} ({piece.size} bytes from {piece.offset}) has digest "
+            f"{digest.hexdigest()}, expected {piece.sha256}",
+            "the store holds other bytes than were signed: tell the hub's operator",
+        )
+
+
+def _ask_for(peers: Peers, url: str, piece: _Piece, target: _Target) -> HTTPResponse:
+    """The answer that brings this piece, or its refusal."""
+    whole = piece.size == target.size
+    headers = {} if whole else {"Range": f"bytes={piece.offset}-{piece.offset + piece.size - 1}"}
+    answer = peers.get(url, headers)
+    if answer.response.status == (200 if whole else 206):
+        return answer.response
+    refused = refusal_of(answer.response, url)
+    peers.close()
+    if answer.redirected or refused.status >= 500 or refused.status in (408, 429):
+        raise Broken(f"{origin_of(url)}: {refused.message}")  # a signed URL lives for seconds: ask anew
+    raise refused
+
+
+def _read_some(peers: Peers, url: str, response: HTTPResponse, buffer: memoryview) -> int:
+    try:
+        return response.readinto(buffer)
+    except (HTTPException, OSError) as error:
+        peers.close()
+        raise Broken(f"{origin_of(url)}: {type(error).__name__}") from error
+
+
+class _Journal:
+    """Which parts of a file have arrived whole, for a later run; its word is checked against the file."""
+
+    def __init__(self, path: Path, sha256: str, size: int) -> None:
+        self._file, self._path = path, path.with_name(path.name + ".journal")
+        self._head = json.dumps({"sha256": sha256, "size": size})
+        self._lock = threading.Lock()
+
+    def open(self, pieces: Sequence[_Piece]) -> set[int]:
+        """Numbers of the parts that an earlier run left whole; starts afresh where it left none."""
+        lines = self._path.read_text(errors="replace").split("\n") if self._path.is_file() else [""]
+        noted = {int(line) for line in lines[1:] if line.isascii() and line.isdigit()}
+        kept = set()
+        if lines[0] == self._head and self._file.is_file():
+            kept = {
+                piece.number
+                for piece in pieces
+                if piece.number in noted and _digest_of(self._file, piece.offset, piece.size) == piece.sha256
+            }
+        self._path.write_text("\n".join([self._head, *map(str, sorted(kept)), ""]))
+        return kept
+
+    def note(self, number: int) -> None:
+        with self._lock, self._path.open("a") as file:
+            file.write(f"{number}\n")
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+class _Counter:
+    """Tells the caller how far we are."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._progress:
+                self._progress(self._done, self._total)
+
+    def set(self, count: int) -> None:
+        with self._lock:
+            self._done = count
+
+
+def _in_streams(count: int, work: Callable[[T, Peers, threading.Event], None], items: Sequence[T]) -> None:
+    """Do ``work`` for every item, ``count`` at a time; the first error stops the rest and is raised.
+
+    Each thread has connections of its own; ``work`` watches the event, which also it may set.
+    """
+    stop, own, opened = threading.Event(), threading.local(), list[Peers]()
+
+    def one(item: T) -> None:
+        if stop.is_set():
+            return
+        if not hasattr(own, "peers"):
+            own.peers = Peers()
+            opened.append(own.peers)
+        try:
+            work(item, own.peers, stop)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(max(1, min(count, len(items))), thread_name_prefix="transfer") as pool:
+        futures = [pool.submit(one, item) for item in items]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()
+    for peers in opened:
+        peers.close()
+
+
+def _wait_s(attempt: int) -> float:
+    """Seconds to wait after a failed attempt, spread so that many sites do not return at once."""
+    return min(LONGEST_WAIT_S, 0.1 * (1 << attempt)) * (0.5 + secrets.randbelow(1000) / 1000)
