@@ -1,0 +1,422 @@
+"""The lab agent: does one order of the hub at this site, or refuses it, and answers for both.
+
+It trusts nothing that comes with an order. Checks run in this order, and all of them before a file of the
+dataset is opened: the order's signature, time and message (``orders``), the institution's own consent
+(``consents``), the plan and its code, the site's ledger. Then the data are held against their salted
+manifest, the weights are fetched by digest, the recipe trains in this warm process, the update goes up by an
+order bound to its bytes, and a receipt is signed. Any no is a signed refusal. Who carries orders and answers
+is not its business: ``federation.flower.node`` does.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from federation import training, transfer
+from federation.consents import Consent, check_plan_allowed, find_consent
+from federation.deciding import read_checked_plan
+from federation.home import Home, LocalDataset
+from federation.ledger import Answer, KeptOrder, KeptRefusal, SiteLedger
+from federation.messages import (
+    InputReference,
+    OrderMessage,
+    OrderReply,
+    ReceiptReference,
+    RefusalNote,
+    UpdateReference,
+)
+from federation.orders import Order, OrderDesk, read_order, told
+from federation.plan import TrainingPlan, build_recipe, check_recipe
+from federation.recipes.catalogue import RECIPES
+from storage.encoding import sha256_hex
+from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
+from storage.manifests import hash_file, read_manifest
+from storage.signing import open_envelope
+from storage.statements import read_statement
+
+if TYPE_CHECKING:
+    from federation.client import HubClient
+
+KEPT_FILES = 4  # newest inputs and updates that stay on disk, to be sent or read again after a crash
+SPARE_BYTES = 256 << 20  # what an input must leave free on the disk, besides room for its update
+# Codes of what may pass by itself: the hub or its store is away, the disk is full.
+PASSING = frozenset({"E_HUB_UNREACHABLE", "E_HUB_ANSWER", "E_TRANSFER", "E_SITE_IO", "E_SITE_DISK"})
+RECEIPT_FRESH_S = 480  # the hub admits a receipt within 10 minutes of its signing
+
+
+@dataclass(frozen=True)
+class Task:
+    """An order that this site will carry out."""
+
+    order: Order
+    consent: Consent
+    plan: TrainingPlan
+    dataset: LocalDataset
+
+
+class Agent:
+    """Carries out orders for one home.
+
+    Args:
+        client: logged in with the site's snapshot key.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        client: "HubClient",
+        ledger: SiteLedger,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._home = home
+        self._client = client
+        self._ledger = ledger
+        self._clock = clock
+        self._desk = OrderDesk(home, client, clock=clock)
+        self._plans: dict[str, TrainingPlan] = {}
+        # The code that this process can have in memory: an upgrade under a running agent changes only the
+        # files.
+        self._started_with = {name: sha256_hex(build_recipe(name)) for name in RECIPES}
+        self._inputs = home.site / "inputs"
+        self._updates = home.site / "updates"
+        for folder in (self._inputs, self._updates):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def perform(self, message: OrderMessage) -> OrderReply:
+        """Do what an order says, or refuse it; either is in the ledger before anybody hears of it."""
+        try:
+            order = read_order(message.order)
+        except Rejected as error:
+            # Not an order at all, so there is nothing that a refusal could name.
+            note = RefusalNote(code=error.code, message=told(error), statement=None)
+            return OrderReply(dataset=None, refusal=note)
+        try:
+            return self._perform(order, message)
+        except OSError as error:
+            return self._refuse(
+                order, Unchecked("E_SITE_IO", f"the site cannot go on: {error.strerror}", "free its disk")
+            )
+        except (Refused, Rejected, Unchecked) as error:
+            return self._refuse(order, error)
+
+    def _perform(self, order: Order, message: OrderMessage) -> OrderReply:
+        self._ledger.keep_order(
+            KeptOrder(
+                order.id,
+                order.plan,
+                order.dataset,
+                order.action,
+                order.round,
+                order.input,
+                order.deadline,
+                int(self._clock()),
+                order.envelope.raw,
+            )
+        )
+        self._desk.check(order, message)
+        task = self._accept(order)
+        answer = self._answered(order)
+        if answer is None:
+            self._check_data(task.dataset)
+            weights = self._fetch_input(order, message.input)
+            answer = self._train(task, weights) if order.action == "train" else self._evaluate(task, weights)
+        return self._reply(task, answer)
+
+    # --- may it be done? ----------------------------------------------------------------------------------
+
+    def _accept(self, order: Order) -> Task:
+        """Consent, plan, code and dataset of an order whose signature and time hold."""
+        now = self._clock()
+        if order.action == "statistics":
+            raise Refused("E_ACTION", "no recipe of this fedhub has a statistics round", "plan without one")
+        dataset = self._home.dataset(order.dataset)
+        consent = find_consent(self._home, order.plan, order.dataset, order.action, now=now)
+        plan = self._plan(order.plan)
+        check_plan_allowed(self._home, consent, plan, order.round, now=now)
+        check_recipe(plan.config, plan.code)
+        if self._started_with[plan.config.recipe] != plan.code:
+            raise Unchecked(
+                "E_RECIPE",
+                f"recipe {plan.config.recipe} was changed under the running agent",
+                "restart the agent",
+            )
+        return Task(order, consent, plan, dataset)
+
+    def _plan(self, plan_id: str) -> TrainingPlan:
+        """The plan with this id; it never changes, so it is fetched and checked once."""
+        if plan_id not in self._plans:
+            plan, _ = read_checked_plan(self._home, self._client, plan_id)
+            if plan.id != plan_id:
+                raise Rejected("E_PLAN", f"the hub answers plan {plan_id} with the plan {plan.id}")
+            self._plans[plan_id] = plan
+        return self._plans[plan_id]
+
+    def _answered(self, order: Order) -> Answer | None:
+        """What was done for this round before: a coordinator that starts again asks again.
+
+        A round has one input, since the round before was closed once; another input is another question,
+        which a hub could ask as often as it likes. Rounds rise, as receipts must.
+        """
+        known = self._ledger.answer(order.plan, order.dataset, order.action, order.round)
+        if known is not None:
+            if known.input != order.input:
+                raise Refused(
+                    "E_ROUND_INPUT",
+                    f"round {order.round} of plan {order.plan}: answered for the input {known.input}, "
+                    f"not to be done again from {order.input}",
+                )
+            return known
+        last = self._ledger.last_answer(order.plan, order.dataset, order.action)
+        if last is not None and last.round > order.round:
+            raise Refused(
+                "E_ROUND_ORDER",
+                f"round {order.round} of plan {order.plan}: this site has done round {last.round}",
+            )
+        return None
+
+    def _check_data(self, dataset: LocalDataset) -> None:
+        """The dataset's files are those of its manifest; a file that has not changed is not read again.
+
+        Raises:
+            Rejected: ``E_DATASET_CHANGED``.
+        """
+        manifest = read_manifest(dataset.manifest)
+        if manifest.asset_id != dataset.asset_id:
+            raise Rejected(
+                "E_DATASET_CHANGED", f"dataset {dataset.name}: its manifest was altered", "restore it"
+            )
+        for entry in manifest.files:
+            path = dataset.folder / entry.name
+            with suppress(FileNotFoundError):
+                status = os.stat(path, follow_symlinks=False)
+                digest = self._ledger.checked_file(path, status)
+                if digest is None:
+                    digest, _, _ = hash_file(path)
+                    self._ledger.save_checked_file(path, status, digest)
+                if digest == entry.sha256:
+                    continue
+            raise Rejected(
+                "E_DATASET_CHANGED",
+                f"dataset {dataset.name}: a file is not what its manifest {dataset.asset_id} says",
+                "publish the changed dataset as a new version, and consent to a plan that names it",
+            )
+
+    # --- doing it -----------------------------------------------------------------------------------------
+
+    def _fetch_input(self, order: Order, reference: InputReference) -> Path:
+        """The weights that the order names, fetched by digest from where the home's own hub says they lie."""
+        path = self._inputs / f"{order.input}.safetensors"
+        if path.exists() and path.stat().st_size == reference.size:
+            digest, _, _ = hash_file(path)
+            if digest == order.input:
+                return path
+        free = shutil.disk_usage(self._inputs).free
+        if 2 * reference.size + SPARE_BYTES > free:
+            raise Unchecked(
+                "E_SITE_DISK", f"an input of {reference.size} bytes needs more than {free} free bytes"
+            )
+        found = self._client.weights(order.plan, order.input)
+        if found.size != reference.size:
+            raise Rejected(
+                "E_ORDER", f"order {order.id}: an input of {reference.size} bytes, the hub has {found.size}"
+            )
+        parts = None if found.parts is None else tuple(found.parts)
+        transfer.fetch(found.url, path, order.input, found.size, parts)
+        _keep_newest(self._inputs)
+        return path
+
+    def _train(self, task: Task, weights: Path) -> Answer:
+        order, config = task.order, task.plan.config
+        out = self._updates / "in-work.safetensors"
+        result = training.train(
+            config.recipe,
+            config.parameters,
+            weights,
+            task.dataset.folder,
+            out,
+            config.seed,
+            order.round,
+            site=order.dataset,
+        )
+        out.replace(self._update_path(result.sha256))
+        _keep_newest(self._updates)
+        answer = self._new_answer(
+            task,
+            examples=result.examples,
+            metrics=dict(result.metrics),
+            update=(result.sha256, result.size, result.parts),
+        )
+        self._ledger.save_answer(answer)
+        return answer
+
+    def _evaluate(self, task: Task, weights: Path) -> Answer:
+        config = task.plan.config
+        found = training.evaluate(config.recipe, config.parameters, weights, task.dataset.folder)
+        metrics = {name: value for name, value in found.items() if name != "examples"}
+        answer = self._new_answer(task, examples=int(found["examples"]), metrics=metrics, update=None)
+        self._ledger.save_answer(answer)
+        return answer
+
+    def _new_answer(
+        self,
+        task: Task,
+        *,
+        examples: int,
+        metrics: dict[str, float | int],
+        update: tuple[str, int, tuple[str, ...] | None] | None,
+    ) -> Answer:
+        order = task.order
+        sha256, size, parts = update or (None, None, None)
+        return Answer(
+            plan=order.plan,
+            dataset=order.dataset,
+            action=order.action,
+            round=order.round,
+            input=order.input,
+            order_id=order.id,
+            grant_id=task.consent.id,
+            done_at=int(self._clock()),
+            update_sha256=sha256,
+            update_size=size,
+            update_parts=parts,
+            examples=examples,
+            metrics=metrics,
+            epsilon=None,
+            delta=None,
+        )
+
+    def _update_path(self, sha256: str) -> Path:
+        return self._updates / f"{sha256}.safetensors"
+
+    # --- answering ----------------------------------------------------------------------------------------
+
+    def _reply(self, task: Task, answer: Answer) -> OrderReply:
+        """Update and receipt at the hub, again where a crash may have lost them there, then the answer."""
+        update = None
+        if answer.update_sha256 is not None:
+            update = self._send_update(task.plan, answer)
+        receipt_id, bundle = self._log_receipt(task, answer)
+        return OrderReply(
+            dataset=answer.dataset,
+            update=update,
+            examples=answer.examples,
+            metrics=answer.metrics,
+            receipt=ReceiptReference(id=receipt_id, bundle=bundle.decode()),
+        )
+
+    def _send_update(self, plan: TrainingPlan, answer: Answer) -> UpdateReference:
+        if answer.update_sha256 is None or answer.update_size is None:
+            raise Misuse("E_LEDGER", "an evaluation has no update to send")
+        path = self._update_path(answer.update_sha256)
+        upload = ""
+        if path.exists():
+            upload = transfer.send_file(self._client, path, plan=plan.id).id
+        parts = None if answer.update_parts is None else list(answer.update_parts)
+        return UpdateReference(
+            sha256=answer.update_sha256, size=answer.update_size, parts=parts, upload=upload
+        )
+
+    def _log_receipt(self, task: Task, answer: Answer) -> tuple[str, bytes]:
+        """The receipt of an answer, in the log: as it is there, as it was signed, or signed afresh.
+
+        ``previous`` names the last receipt that the hub admitted; one that was not admitted in time is void,
+        and the fresh one follows the same.
+        """
+        if answer.logged and answer.receipt_id is not None and answer.receipt is not None:
+            return answer.receipt_id, answer.receipt
+        bundle = answer.receipt if self._still_fresh(answer.receipt) else None
+        if bundle is None:
+            bundle = self._sign_receipt(task, answer)
+            self._ledger.save_receipt(answer, open_envelope(bundle).id, bundle, logged=False)
+        record = self._client.post_statement(bundle)
+        logged = record.bundle.encode()
+        self._check_own_receipt(answer, logged, record.id)
+        self._ledger.save_receipt(answer, record.id, logged, logged=True)
+        return record.id, logged
+
+    def _sign_receipt(self, task: Task, answer: Answer) -> bytes:
+        last = self._ledger.last_answer(answer.plan, answer.dataset, answer.action, logged=True)
+        members: dict[str, Any] = {
+            "action": answer.action,
+            "grant": task.consent.id,
+            "plan": answer.plan,
+            "round": answer.round,
+            "input": answer.input,
+            "examples": answer.examples,
+        }
+        if last is not None and last.receipt_id is not None:
+            members["previous"] = last.receipt_id
+        subject = ("manifest.json", answer.dataset)
+        if answer.update_sha256 is not None:
+            subject = ("update.safetensors", answer.update_sha256)
+        return self._home.sign("receipt", [subject], members, now=int(self._clock()))
+
+    def _still_fresh(self, bundle: bytes | None) -> bool:
+        if bundle is None:
+            return False
+        return self._clock() - read_statement(open_envelope(bundle)).issued_at < RECEIPT_FRESH_S
+
+    def _check_own_receipt(self, answer: Answer, bundle: bytes, receipt_id: str) -> None:
+        """The receipt that the hub says is in the log says what this site did.
+
+        Raises:
+            Rejected: ``E_RECEIPT``: the hub answers with another paper.
+        """
+        envelope = open_envelope(bundle)
+        says = read_statement(envelope).predicate
+        subject = read_statement(envelope).subject
+        found = (says.get("plan"), says.get("round"), says.get("action"), says.get("input"), subject)
+        wanted = (
+            answer.plan,
+            answer.round,
+            answer.action,
+            answer.input,
+            answer.update_sha256 or answer.dataset,
+        )
+        if envelope.id != receipt_id or found != wanted:
+            raise Rejected("E_RECEIPT", f"round {answer.round}: the hub logged another receipt, {receipt_id}")
+
+    def _refuse(self, order: Order, error: FedhubError) -> OrderReply:
+        """A signed no, in the ledger and, when the hub is there, in the log."""
+        kept = self._ledger.refusal(order.id, error.code)
+        if kept is None:
+            members = {"order": order.id, "plan": order.plan, "round": order.round, "code": error.code}
+            subjects = [("input.safetensors", order.input)]
+            bundle = self._home.sign("refusal", subjects, members, now=int(self._clock()))
+            kept = KeptRefusal(
+                order_id=order.id,
+                code=error.code,
+                plan=order.plan,
+                dataset=order.dataset,
+                round=order.round,
+                message=told(error),
+                refused_at=int(self._clock()),
+                id=open_envelope(bundle).id,
+                bundle=bundle,
+                logged=False,
+            )
+            self._ledger.save_refusal(kept)
+        if not kept.logged:
+            with suppress(FedhubError):  # it stays in the ledger; the coordinator gets it with the reply
+                self._client.post_statement(kept.bundle)
+                self._ledger.refusal_logged(kept.id)
+        note = RefusalNote(
+            code=error.code,
+            message=told(error)[:2000],
+            statement=kept.bundle.decode(),
+            again=error.code in PASSING,
+        )
+        return OrderReply(dataset=order.dataset, refusal=note)
+
+
+def _keep_newest(folder: Path) -> None:
+    """Remove all but the newest files; the rest can be fetched or made again."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in files[KEPT_FILES:]:
+        path.unlink(missing_ok=True)

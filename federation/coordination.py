@@ -1,0 +1,107 @@
+"""Runs the rounds of one plan and reports each to the hub.
+
+No Flower here: ``Exchange`` carries texts to nodes and back (``federation.flower.coordinator``), so that
+    tests can be the sites. What a coordinator says counts for nothing that an auditor leans on: orders,
+    receipts and round statements are signed by others. It keeps no state that a crash could lose: the hub
+    knows the last closed round, and the next attempt begins after it. One round is ``federation.round_desk``.
+"""
+
+import base64
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation import transfer
+from federation.delivery import Exchange
+from federation.plan import read_config
+from federation.round_desk import RoundDesk, Stopped, Weights
+from federation.strategies import make_strategy
+from federation.wire import EventReport, RunEnd, WeightsLocation, WorkSite
+from storage.errors import Refused, Unchecked
+
+if TYPE_CHECKING:
+    from federation.client import HubClient
+
+FETCHERS = 4
+
+
+class Coordinator:
+    """One attempt at the run of a plan.
+
+    Args:
+        client: speaks to the hub with the coordinator's token.
+        work_folder: existing folder; ``<plan>`` below it is this run's.
+    """
+
+    def __init__(
+        self,
+        client: "HubClient",
+        exchange: Exchange,
+        plan: str,
+        attempt: int,
+        work_folder: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.client = client
+        self.exchange = exchange
+        self.plan = plan
+        self.attempt = attempt
+        self.clock = clock
+        self.folder = work_folder / plan
+        self.gone: set[str] = set()  # datasets whose nodes were not connected in the round before
+        self.late: dict[str, tuple[int, WorkSite]] = {}  # unanswered messages of rounds that are closed
+        self.fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+
+    def run(self) -> None:
+        """Do what is left to do, and tell the hub how it ended.
+
+        Raises:
+            FedhubError: the hub cannot be reached or refuses this attempt; it starts another one.
+        """
+        work = self.client.work(self.plan)
+        if work.attempt != self.attempt:
+            raise Refused(
+                "E_ATTEMPT",
+                f"attempt {self.attempt} was given up, attempt {work.attempt} goes on",
+                status=409,
+            )
+        config = read_config(base64.b64decode(work.config))
+        strategy = make_strategy(config.strategy, config.strategy_parameters)
+        try:
+            weights = Weights(self, work.input)
+            for number in range(work.next_round, work.rounds + 1):
+                desk = RoundDesk(self, work, config, strategy, number, weights)
+                weights = desk.run()
+            self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="finished"))
+            shutil.rmtree(self.folder, ignore_errors=True)
+        except Stopped as stop:
+            self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="stopped", reason=str(stop)))
+        finally:
+            self.fetchers.shutdown(wait=False, cancel_futures=True)
+
+    def tell(self, kind: str, data: Mapping[str, str | int | float | None]) -> None:
+        """Report an event; texts are cut to what the hub takes."""
+        short = {name: value[:500] if isinstance(value, str) else value for name, value in data.items()}
+        self.client.report_event(self.plan, EventReport(attempt=self.attempt, kind=kind, data=short))
+
+    def space(self, *names: str) -> Path:
+        """A folder of this run's."""
+        folder = self.folder.joinpath(*names)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def fetch(self, location: WeightsLocation, path: Path) -> Path:
+        """A file of the store, checked against its digest while it streams; from the hub's newest address if
+        need be.
+        """
+        parts = None if location.parts is None else tuple(location.parts)
+        try:
+            transfer.fetch(location.url, path, location.sha256, location.size, parts)
+        except Unchecked:
+            fresh = self.client.weights(self.plan, location.sha256)
+            transfer.fetch(fresh.url, path, location.sha256, location.size, parts)
+        return path

@@ -1,0 +1,163 @@
+"""Starts a process for the ServerApp of each run, and for nothing else that flwr could start.
+
+``TaskStarter`` lives in SuperLink's process and claims tasks there; ``main`` is the process it starts. Only
+bundles whose digest is allowed get one: ours, and those the operator names. The task's token travels by a
+    pipe, never on a command line; the child sees no secret of its parent's surroundings and dies with it.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from federation.flower.quiet import QUIET, keep_quiet
+from federation.lifeline import die_with, plain_environment, python_command
+
+POLL_S = 0.1
+STOP_S = 3.0
+APP = Path(__file__).with_name("app")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A Flower app bundle and its SHA-256."""
+
+    content: bytes
+    digest: str
+
+
+@cache
+def coordinator_bundle() -> Bundle:
+    """Our coordinator as Flower wants it, built from the files installed here."""
+    from flwr.cli.build import build_fab_from_files
+
+    files = {
+        str(path.relative_to(APP).as_posix()): path.read_bytes()
+        for path in sorted(APP.rglob("*"))
+        if path.is_file() and path.suffix in ("", ".py", ".toml")
+    }
+    content, _ = build_fab_from_files(dict(files))
+    return Bundle(content, hashlib.sha256(content).hexdigest())
+
+
+class TaskStarter:
+    """Claims ServerApp tasks from SuperLink's state and starts their processes."""
+
+    def __init__(
+        self, factory: Any, address: str, *, allowed: frozenset[str] | set[str], folder: Path
+    ) -> None:
+        """
+        Args:
+            factory: of SuperLink's state.
+            address: host:port of the Runtime API.
+            allowed: digests of bundles that may run.
+            folder: below it the coordinator keeps its work.
+        """
+        self._factory = factory
+        self._address = address
+        self._allowed = allowed
+        self._folder = folder
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._ended = threading.Event()
+        # Linux takes the thread that starts a child for its parent: it must outlive the children.
+        self._thread = threading.Thread(target=self._run, name="task-starter", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask every running ServerApp to end, then make it."""
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _end_all(self) -> None:
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _run(self) -> None:
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+        from flwr.supercore.constant import TaskType
+        from flwr.superlink.servicer.runtime import runtime_handlers
+
+        wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        try:
+            while not self._ended.wait(POLL_S):
+                state = self._factory.state()
+                answer = runtime_handlers.acquire_task(wanted, state)
+                self._running = [process for process in self._running if process.poll() is None]
+                if answer.token:
+                    self._launch(state, answer.task, answer.token)
+        finally:
+            self._end_all()
+
+    def _launch(self, state: Any, task: Any, token: str) -> None:
+        from flwr.common.constant import SubStatus
+
+        run = state.get_run_info(run_ids=[task.run_id])[0]
+        if run.fab_hash not in self._allowed:
+            reason = f"E_APP_NOT_ALLOWED: the operator does not allow the app bundle {run.fab_hash}"
+            state.activate_task(task.task_id)
+            state.finish_task(task.task_id, SubStatus.FAILED, reason)
+            return
+        work = self._folder / "coordinator"
+        work.mkdir(exist_ok=True, mode=0o700)
+        surroundings = plain_environment(
+            {**QUIET, "FLWR_HOME": os.environ["FLWR_HOME"], "FEDHUB_COORDINATOR_WORK": str(work)}
+        )
+        process = subprocess.Popen(
+            python_command("federation.flower.executor", self._address, str(os.getpid())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # its output goes to SuperLink, which serves it as the run's log
+            env=surroundings,
+            cwd=work,
+        )
+        self._running.append(process)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(token.encode() + b"\n")
+            process.stdin.close()
+        except BrokenPipeError:  # it died at once; Flower fails the task when its lease ends
+            pass
+
+
+def main() -> None:
+    """One ServerApp: ``python -m federation.flower.executor ADDRESS PARENT``, token on stdin."""
+    address, parent = sys.argv[1], int(sys.argv[2])
+    die_with(parent)
+    keep_quiet()
+    token = sys.stdin.readline().strip()
+    from queue import Queue
+
+    from flwr.supercore.logger import mirror_output_to_queue, restore_output
+    from flwr.superlink.runtime import run_serverapp
+
+    lines: Queue[str | None] = Queue()
+    mirror_output_to_queue(lines)
+    try:
+        run_serverapp(
+            runtime_api_address=address,
+            log_queue=lines,
+            token=token,
+            insecure=True,
+            certificates=None,
+            parent_pid=parent,
+            runtime_dependency_install=False,
+        )
+    finally:
+        restore_output()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The lab agent's connection to Flower: one node, outbound only, that answers orders.
+
+flwr's own Fleet client does the talking: it activates the node, signs each call with the site's node key and
+sends heartbeats. What arrives is bounded before it is read and then handed to ``federation.agent``; no code
+that came with a run is ever fetched or loaded. flwr ends the process when the hub refuses the node, so this
+is a child process (``python -m federation.flower.node``) under ``federation.supervisor``.
+"""
+
+import argparse
+import fcntl
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from federation.flower.quiet import keep_quiet
+from federation.home import Home
+from federation.lifeline import die_with
+from federation.messages import MESSAGE_LIMIT_BYTES, OrderMessage, OrderReply, RefusalNote, read_message
+from storage.errors import FedhubError, Rejected, Unchecked
+from storage.signing import read_private_key
+
+if TYPE_CHECKING:
+    from federation.agent import Agent
+
+RECORD = "fedhub"  # the one record of a message
+MEMBER = "json"  # the one member of that record
+MAX_OBJECTS = 16
+SHORT_POLL_S = 0.05
+LONG_POLL_S = 1.0
+HELD_S = 0.5  # a poll that took this long was held by the server: the next may follow at once
+GIVE_UP_S = 15.0  # how long flwr tries again before the process ends and the supervisor takes over
+
+
+class Node:
+    """A connected node."""
+
+    def __init__(self, connection: Any, agent: "Agent") -> None:
+        """
+        Args:
+            connection: what flwr's ``http_request_response`` yields.
+        """
+        self.id: int
+        self.id, self._receive, self._send, _, _, self._pull, self._push, self._confirm = connection
+        self._agent = agent
+        self._pause_s = LONG_POLL_S
+
+    def serve(self) -> NoReturn:
+        """Answer messages for ever; SIGTERM ends it by ``SystemExit``."""
+        while True:
+            began = time.monotonic()
+            if self.serve_one():
+                self._pause_s = SHORT_POLL_S
+            elif time.monotonic() - began < HELD_S:
+                time.sleep(self._pause_s)
+                self._pause_s = min(self._pause_s * 1.3, LONG_POLL_S)
+
+    def serve_one(self) -> bool:
+        """Answer the next message, if there is one."""
+        from flwr.supercore.run import RunNotRunningException
+
+        received = self._receive()
+        if received is None:
+            return False
+        head, tree = received
+        began = time.monotonic()
+        # A run that has ended meanwhile wants no answer.
+        with suppress(RunNotRunningException):
+            message = self._read(head, tree)
+            self._answer(message, self._reply(message), time.monotonic() - began)
+        return True
+
+    def _read(self, head: Any, tree: Any) -> Any:
+        """The message with its content, as long as it is small."""
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+
+        run_id = head.metadata.run_id
+        names = [node.object_id for node in iterate_object_tree(tree)]
+        if len(names) > MAX_OBJECTS:
+            return head
+        contents = pull_objects(
+            names, pull_object_fn=lambda name: self._pull(run_id, name), initial_backoff=0.02, backoff_cap=0.5
+        )
+        if sum(map(len, contents.values())) > 2 * MESSAGE_LIMIT_BYTES:
+            return head
+        message: Any = inflate_object_from_contents(tree.object_id, contents)
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        self._confirm(run_id, tree.object_id)
+        return message
+
+    def _reply(self, message: Any) -> OrderReply:
+        try:
+            return self._agent.perform(read_message(_text(message), OrderMessage))
+        except Rejected as error:
+            note = RefusalNote(code=error.code, message=error.message[:2000], statement=None)
+            return OrderReply(dataset=None, refusal=note)
+
+    def _answer(self, message: Any, reply: OrderReply, seconds: float) -> None:
+        from flwr.app import ConfigRecord, Message, RecordDict
+        from flwr.supercore.inflatable.inflatable_object import (
+            get_all_nested_objects,
+            get_object_tree,
+            no_object_id_recompute,
+        )
+        from flwr.supercore.inflatable.inflatable_utils import push_objects
+
+        content = RecordDict({RECORD: ConfigRecord({MEMBER: reply.model_dump_json()})})
+        answer = Message(content, reply_to=message)
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        run_id = answer.metadata.run_id
+        with no_object_id_recompute():
+            wanted, session = self._send(answer, get_object_tree(answer), seconds)
+            push_objects(
+                get_all_nested_objects(answer),
+                lambda name, content: self._push(run_id, session, name, content),
+                object_ids_to_push=set(wanted),
+            )
+
+
+def _text(message: Any) -> str:
+    """The one text of a message.
+
+    Raises:
+        Rejected: ``E_MESSAGE``: it is of another kind, as those of Flower's own apps are.
+    """
+    record: Any = message.content.get(RECORD, {}) if message.has_content() else {}
+    text = record.get(MEMBER) if hasattr(record, "get") else None
+    if not isinstance(text, str):
+        raise Rejected(
+            "E_MESSAGE",
+            "message: no order of the hub is in it",
+            "this site runs only what its institution has consented to",
+        )
+    return text
+
+
+def serve_node(home: Home) -> NoReturn:
+    """Be this home's Flower node until SIGTERM, which deactivates it."""
+    keep_quiet(home.site / "flower")
+    lock = take_lock(home)
+    private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    keys = (private, private.public_key())
+    roots = _fleet_roots(home)
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    from federation.agent import Agent
+    from federation.ledger import SiteLedger
+
+    _warm()
+    _release_lease(home, keys, roots)
+    with (
+        home.client("snapshot") as client,
+        SiteLedger(home.site / "ledger.db") as ledger,
+        http_request_response(
+            home.fleet,
+            insecure=False,
+            root_certificates=roots,
+            authentication_keys=keys,
+            max_retries=None,
+            max_wait_time=GIVE_UP_S,
+        ) as connection,
+    ):
+        node = Node(connection, Agent(home, client, ledger))
+        _note_lease(home, node.id)
+        print(json.dumps({"node": str(node.id)}), flush=True)
+        node.serve()
+    lock.close()
+    raise Unchecked("E_FLEET", f"the connection to {home.fleet} has ended")
+
+
+def take_lock(home: Home) -> Any:
+    """A lock that one process holds per home, and that ends with it.
+
+    Raises:
+        Unchecked: ``E_SITE_RUNNING``.
+    """
+    home.site.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = (home.site / "node.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise Unchecked(
+            "E_SITE_RUNNING",
+            f"an agent for {home.path} is running already",
+            "stop it first, or use another home",
+        ) from error
+    return file
+
+
+def _fleet_roots(home: Home) -> bytes:
+    path = home.path / "fleet-ca.pem"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unchecked(
+            "E_FLEET_CA",
+            f"{path}: cannot be read ({error.strerror})",
+            "it came with the invitation: restore it",
+        ) from error
+
+
+def _warm() -> None:
+    """Load what the first order would wait for."""
+    with suppress(ModuleNotFoundError):  # the order that needs it is refused by name
+        import federation.recipes.loop  # noqa: F401
+
+
+def _note_lease(home: Home, node_id: int) -> None:
+    (home.site / "node.json").write_text(json.dumps({"node": str(node_id)}))
+
+
+def _release_lease(home: Home, keys: tuple[Any, Any], roots: bytes) -> None:
+    """End the lease of a process of this home that was killed; else SuperLink refuses the node for a minute.
+
+    The lock says that no such process lives any more.
+    """
+    import httpx
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    try:
+        left = int(json.loads((home.site / "node.json").read_text())["node"])
+    except (OSError, ValueError, KeyError):
+        return
+    interceptors: list[Any] = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(*keys),
+    ]
+    with (
+        suppress(httpx.HTTPError),  # no such lease, or the hub is away: activation says more
+        FleetHttpClient.from_server_address(home.fleet, False, roots, interceptors=interceptors) as client,
+    ):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=left))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The child process: ``python -m federation.flower.node --home DIR --parent PID``."""
+    parser = argparse.ArgumentParser("python -m federation.flower.node")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--parent", type=int)
+    found = parser.parse_args(arguments)
+    if found.parent is not None:
+        die_with(found.parent, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        serve_node(Home.open(found.home))
+    except FedhubError as error:
+        print(f"{error}\n{error.hint}", file=sys.stderr)
+        return int(error.exit)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

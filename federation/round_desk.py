@@ -1,0 +1,465 @@
+"""One round at the coordinator: orders out, answers in, updates fetched and checked as they land, then one
+aggregate.
+
+The rules of a round are ``federation.rounds``'s, pure; this is where time, network and files come in. Reading
+order: ``RoundDesk.run``.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation import transfer
+from federation.aggregation import AggregationResult, SiteUpdate, aggregate, check_update, site_weight
+from federation.delivery import Delivery
+from federation.errors import UpdateRejected
+from federation.evaluation import mean_metrics
+from federation.messages import InputReference, OrderMessage, OrderReply, read_message
+from federation.plan import Config
+from federation.rounds import Declined, Disproved, Event, Replied, Round, Ticked, advance, open_round
+from federation.strategies import Strategy
+from federation.tensors import Layout, layout_of
+from federation.wire import OrdersRequest, RoundReport, WeightsLocation, Work, WorkSite
+from storage.encoding import format_time
+from storage.errors import FedhubError, Rejected
+
+if TYPE_CHECKING:
+    from federation.coordination import Coordinator
+
+POLL_S = 0.05
+ALIVE_S = 10.0  # how often the hub hears that the coordinator lives
+LOOK_S = 1.0  # how often SuperLink is asked which nodes are connected, while a site does not answer
+AGAIN_S = 5.0  # pause before a site that could not is asked again
+GONE_S = 60.0  # how long a round that has its quorum waits for a site that is not connected
+GONE_BEFORE_S = 2.0  # the same, for a site that was already gone in the round before
+_log = logging.getLogger("fedhub.coordinator")
+
+
+class Stopped(Exception):
+    """The run cannot go on; the text says why, for people."""
+
+
+@dataclass
+class SiteState:
+    """One site within one round."""
+
+    site: WorkSite
+    order: str
+    message: str | None = None  # in flight
+    connected_at: str | None = None  # when its node had connected, as the message went out
+    gone_since: float | None = None
+    ask_at: float = 0.0  # not before this monotonic time
+    reply: OrderReply | None = None
+    replied_s: float = 0.0
+    fetch: "Future[Path] | None" = None
+    path: Path | None = None
+
+
+class Weights:
+    """The weights that a round begins with: fetched in the background, or made here by the round before."""
+
+    def __init__(
+        self, coordinator: "Coordinator", location: WeightsLocation, path: Path | None = None
+    ) -> None:
+        self.sha256 = location.sha256
+        self.size = location.size
+        self._layout: Layout | None = None
+        self._path = path
+        self._coming: Future[Path] | None = None
+        if path is None:
+            target = coordinator.space("weights") / f"{location.sha256}.safetensors"
+            self._coming = coordinator.fetchers.submit(coordinator.fetch, location, target)
+
+    @property
+    def path(self) -> Path:
+        """The file; waits until it is there."""
+        if self._path is None:
+            assert self._coming is not None
+            self._path = self._coming.result()
+        return self._path
+
+    @property
+    def layout(self) -> Layout:
+        """Its tensors; every update must have the same."""
+        if self._layout is None:
+            self._layout = layout_of(self.path)
+        return self._layout
+
+
+class RoundDesk:
+    """One round: from the orders to the hub's signed statement."""
+
+    def __init__(
+        self,
+        coordinator: "Coordinator",
+        work: Work,
+        config: Config,
+        strategy: Strategy,
+        number: int,
+        weights: Weights,
+    ) -> None:
+        self._run = coordinator
+        self._work = work
+        self._config = config
+        self._strategy = strategy
+        self._number = number
+        self._weights = weights
+        self._began = coordinator.clock()
+        self._deadline = int(self._began) + config.round_deadline_s
+        self._looked_at = time.monotonic()
+        self._alive_at = time.monotonic()
+        self._names = _names(work.sites)
+        self._sites: dict[str, SiteState] = {}
+        self.state = self._open()
+
+    def run(self) -> Weights:
+        """Wait for the sites, aggregate, upload, report; the weights that the next round begins with.
+
+        Raises:
+            Stopped: the quorum cannot be met, or a bad update stops the run.
+        """
+        while self.state.phase == "open":
+            self._send()
+            self._collect(self._patience())
+            self._look()
+            self._settle_fetches(wait=False)
+            self._apply(Ticked(self._run.clock()))
+        self._settle_fetches(wait=True)
+        self._note_late()
+        while True:
+            self._check_phase()
+            try:
+                return self._close()
+            except UpdateRejected as error:
+                self._disprove(error.site, error)
+
+    # --- orders -------------------------------------------------------------------------------------------
+
+    def _open(self) -> Round:
+        """Orders for all sites, and the round that waits for them.
+
+        Raises:
+            Stopped: fewer sites than the quorum consent to this round.
+        """
+        request = OrdersRequest(
+            attempt=self._run.attempt,
+            round=self._number,
+            action="train",
+            input=self._weights.sha256,
+            deadline=format_time(self._deadline),
+        )
+        orders = self._run.client.orders(self._run.plan, request).orders
+        sites = [site for site in self._work.sites if site.dataset in orders]
+        if len(sites) < self._config.quorum:
+            raise Stopped(
+                f"quorum not met: {len(sites)} sites may take part in round {self._number}, "
+                f"the plan asks for {self._config.quorum}"
+            )
+        self._sites = {site.dataset: SiteState(site, orders[site.dataset]) for site in sites}
+        return open_round(
+            self._number,
+            self._weights.sha256,
+            tuple(self._sites),
+            quorum=self._config.quorum,
+            deadline=float(self._deadline),
+            stop_on_bad=self._config.bad_update == "stop",
+        )
+
+    def _send(self) -> None:
+        """Orders to every site that has none in flight and is to be asked now."""
+        now = time.monotonic()
+        due = [self._sites[dataset] for dataset in self.state.waiting]
+        due = [one for one in due if one.message is None and one.ask_at <= now]
+        if not due:
+            return
+        connected = self._run.exchange.connected()
+        texts = {one.site.node_id: self._text(one) for one in due if one.site.node_id in connected}
+        sent = self._run.exchange.send(texts) if texts else {}
+        for one in due:
+            one.message = sent.get(one.site.node_id)
+            one.connected_at = connected.get(one.site.node_id)
+            if one.message is None:
+                self._gone(one)
+            else:
+                one.gone_since = None
+
+    def _text(self, one: SiteState) -> str:
+        message = OrderMessage(
+            plan=self._run.plan,
+            round=self._number,
+            action="train",
+            input=InputReference(sha256=self._weights.sha256, size=self._weights.size),
+            deadline=format_time(self._deadline),
+            order=one.order,
+        )
+        return message.model_dump_json()
+
+    def _gone(self, one: SiteState) -> None:
+        """The site's node is not connected: say so once, ask again, and do not wait for it for ever."""
+        now = time.monotonic()
+        one.message = None
+        one.ask_at = now + LOOK_S
+        if one.gone_since is None:
+            one.gone_since = now
+            self._tell("site.unreachable", one, {"code": "E_SITE_GONE"})
+        known = one.site.dataset in self._run.gone
+        if now - one.gone_since >= (GONE_BEFORE_S if known else GONE_S) and self._spared(one):
+            self._run.gone.add(one.site.dataset)
+            self._apply(Declined(one.site.dataset, self._run.clock(), "E_SITE_GONE"))
+
+    def _spared(self, one: SiteState) -> bool:
+        """Whether the quorum can be met without this site."""
+        others = set(self.state.waiting) - {one.site.dataset}
+        return len(self.state.replies) + len(others) >= self.state.quorum
+
+    # --- answers ------------------------------------------------------------------------------------------
+
+    def _patience(self) -> float:
+        """How long to wait for answers at once: short while something else is to be done."""
+        busy = any(one.fetch is not None for one in self._sites.values())
+        left = max(0.0, self.state.deadline - self._run.clock())
+        return min(POLL_S if busy else LOOK_S, left)
+
+    def _collect(self, wait_s: float) -> None:
+        flying = {one.message: one for one in self._sites.values() if one.message is not None}
+        wanted = [*flying, *self._run.late]
+        if not wanted:
+            time.sleep(min(wait_s, POLL_S))
+            return
+        for delivery in self._run.exchange.collect(wanted, wait_s=wait_s):
+            if delivery.message in self._run.late:
+                number, site = self._run.late.pop(delivery.message)
+                self._run.tell(
+                    "site.late", {"institution": site.institution, "round": number, "code": "E_LATE"}
+                )
+            elif (one := flying.get(delivery.message)) is not None:
+                self._answered(one, delivery)
+
+    def _answered(self, one: SiteState, delivery: Delivery) -> None:
+        one.message = None
+        if delivery.text is None:
+            _log.warning("%s: %s", self._names[one.site.dataset], delivery.problem)
+            self._gone(one)
+            return
+        try:
+            reply = read_message(delivery.text, OrderReply)
+            if reply.refusal is not None:
+                self._refused(one, reply)
+                return
+            self._accept(one, reply)
+        except Rejected as error:
+            self._leave_out(one, error)
+
+    def _refused(self, one: SiteState, reply: OrderReply) -> None:
+        note = reply.refusal
+        assert note is not None
+        if note.again and self._run.clock() + AGAIN_S < self.state.deadline:
+            one.ask_at = time.monotonic() + AGAIN_S
+            self._tell("site.unreachable", one, {"code": note.code, "message": note.message})
+            return
+        self._tell("site.left-out", one, {"code": note.code, "message": note.message})
+        self._apply(Declined(one.site.dataset, self._run.clock(), note.code))
+
+    def _accept(self, one: SiteState, reply: OrderReply) -> None:
+        """Take a reply at its word, and begin to find out whether the update is what it says.
+
+        Raises:
+            Rejected: it says nothing that could be folded in.
+        """
+        dataset = one.site.dataset
+        if reply.dataset != dataset:
+            raise Rejected(
+                "E_REPLY", f"reply of {one.site.institution}: it speaks for the dataset {reply.dataset}"
+            )
+        if reply.update is None or reply.receipt is None:
+            raise Rejected("E_REPLY", f"reply of {one.site.institution}: an update or its receipt is missing")
+        limit = 2 * self._weights.size + (1 << 20)
+        if reply.update.size > limit:
+            raise Rejected(
+                "E_UPDATE_SIZE",
+                f"update of {one.site.institution}: {reply.update.size} bytes, at most {limit} can be right",
+            )
+        site_weight(dataset, reply.examples, self._config.weighting, self._config.max_examples)
+        self._apply(Replied(dataset, self._run.clock(), reply.update.sha256, self._weights.sha256))
+        if dataset not in self.state.replies:
+            return
+        one.reply = reply
+        one.replied_s = self._run.clock() - self._began
+        one.fetch = self._run.fetchers.submit(self._fetch_update, one, reply)
+
+    def _fetch_update(self, one: SiteState, reply: OrderReply) -> Path:
+        """The update, fetched and checked alone; runs in a thread beside the loop."""
+        update = reply.update
+        assert update is not None
+        location = self._run.client.weights(self._run.plan, update.sha256)
+        if (location.size, location.parts) != (update.size, update.parts):
+            raise Rejected(
+                "E_REPLY", f"update of {one.site.institution}: its size or parts are not those of the upload"
+            )
+        path = self._run.space("updates", str(self._number)) / f"{one.site.dataset}.safetensors"
+        self._run.fetch(location, path)
+        check_update(one.site.dataset, path, self._weights.layout, size=update.size)
+        return path
+
+    def _settle_fetches(self, *, wait: bool) -> None:
+        for one in self._sites.values():
+            if one.fetch is None or not (wait or one.fetch.done()):
+                continue
+            coming, one.fetch = one.fetch, None
+            try:
+                one.path = coming.result()
+            except Rejected as error:
+                self._disprove(one.site.dataset, error)
+            except FedhubError as error:
+                if error.code in ("E_HUB_UNREACHABLE", "E_ATTEMPT"):
+                    raise
+                self._disprove(one.site.dataset, error)
+            else:
+                assert one.reply is not None
+                self._run.gone.discard(one.site.dataset)
+                figures = {"seconds": round(one.replied_s, 3), "examples": one.reply.examples}
+                self._tell("site.replied", one, {**figures, **one.reply.metrics})
+
+    # --- rules --------------------------------------------------------------------------------------------
+
+    def _apply(self, event: Event) -> None:
+        self.state = advance(self.state, event)
+
+    def _leave_out(self, one: SiteState, error: FedhubError) -> None:
+        """A reply that cannot be used: the site's answer stands as a no."""
+        self._tell("site.left-out", one, {"code": error.code, "message": error.message})
+        if self._config.bad_update == "stop":
+            raise Stopped(f"round {self._number}: {self._names[one.site.dataset]}: {error}")
+        self._apply(Declined(one.site.dataset, self._run.clock(), error.code))
+
+    def _disprove(self, dataset: str, error: FedhubError) -> None:
+        one = self._sites[dataset]
+        self._tell("site.left-out", one, {"code": error.code, "message": error.message})
+        if dataset in self.state.replies:
+            self._apply(Disproved(dataset, self._run.clock(), error.code))
+
+    def _check_phase(self) -> None:
+        state = self.state
+        if state.phase == "failed" or len(state.folded) < state.quorum:
+            bad = {**state.declined, **state.disproved}
+            reasons = [f"{self._names[dataset]} {code}" for dataset, code in bad.items()]
+            reasons += [f"{self._names[dataset]} did not answer" for dataset in state.waiting]
+            if state.stop_on_bad and state.disproved:
+                raise Stopped(f"round {self._number}: a bad update stops the run: {', '.join(reasons)}")
+            raise Stopped(
+                f"quorum not met in round {self._number}: {len(state.folded)} of {state.quorum} sites; "
+                + ", ".join(reasons)
+            )
+
+    def _look(self) -> None:
+        """From time to time: tell the hub that we live, find sites whose agents have gone or come back."""
+        now = time.monotonic()
+        if now - self._alive_at >= ALIVE_S:
+            self._alive_at = now
+            self._run.tell("coordinator.alive", {})
+        if now - self._looked_at < LOOK_S or self.state.phase != "open":
+            return
+        self._looked_at = now
+        connected = self._run.exchange.connected()
+        for dataset in self.state.waiting:
+            one = self._sites[dataset]
+            if one.message is None or connected.get(one.site.node_id) == one.connected_at:
+                continue
+            # An agent that started again has lost the order that its last life had received.
+            if one.site.node_id in connected:
+                one.message, one.ask_at = None, now
+            else:
+                self._gone(one)
+
+    def _note_late(self) -> None:
+        """Sites that have not answered: said now, and again if their answers still come."""
+        for dataset in self.state.waiting:
+            one = self._sites[dataset]
+            self._tell("site.late", one, {"code": "E_LATE"})
+            if one.message is not None:
+                self._run.late[one.message] = (self._number, one.site)
+
+    # --- closing ------------------------------------------------------------------------------------------
+
+    def _close(self) -> Weights:
+        """Fold in, upload, report."""
+        updates = [self._update(dataset) for dataset in self.state.folded]
+        out = self._run.space("weights") / f"round-{self._number}.safetensors"
+        result = self._aggregate(updates, out)
+        transfer.send_file(self._run.client, out, plan=self._run.plan)
+        self._run.client.report_round(self._run.plan, self._report(result))
+        shutil.rmtree(self._run.space("updates", str(self._number)), ignore_errors=True)
+        self._weights.path.unlink(missing_ok=True)
+        parts = None if result.parts is None else list(result.parts)
+        location = WeightsLocation(sha256=result.sha256, size=result.size, url="", parts=parts)
+        return Weights(self._run, location, out)
+
+    def _aggregate(self, updates: list[SiteUpdate], out: Path) -> AggregationResult:
+        if not self._strategy.step.slots:
+            return aggregate(self._strategy, self._weights.path, updates, out, round_number=self._number)
+        before = self._run.folder / "state" / str(self._number - 1)
+        after = self._run.space("state", str(self._number))
+        result = aggregate(
+            self._strategy,
+            self._weights.path,
+            updates,
+            out,
+            round_number=self._number,
+            state=None if self._number == 1 else before,
+            next_state=after,
+        )
+        # The one before stays: the hub may not yet know this round when we die.
+        shutil.rmtree(self._run.folder / "state" / str(self._number - 2), ignore_errors=True)
+        return result
+
+    def _update(self, dataset: str) -> SiteUpdate:
+        one = self._sites[dataset]
+        assert one.reply is not None and one.path is not None
+        weight = site_weight(dataset, one.reply.examples, self._config.weighting, self._config.max_examples)
+        return SiteUpdate(dataset, one.path, weight)
+
+    def _report(self, result: AggregationResult) -> RoundReport:
+        figures: list[tuple[int, dict[str, float | int]]] = []
+        receipts: list[str] = []
+        sites: dict[str, dict[str, float | int | str]] = {}
+        for dataset in result.folded:
+            reply = self._sites[dataset].reply
+            assert reply is not None and reply.receipt is not None
+            receipts.append(reply.receipt.id)
+            sites[self._names[dataset]] = {**reply.metrics, "examples": reply.examples}
+            figures.append((reply.examples, reply.metrics))
+        return RoundReport(
+            attempt=self._run.attempt,
+            round=self._number,
+            input=self._weights.sha256,
+            aggregate=result.sha256,
+            size=result.size,
+            parts=None if result.parts is None else list(result.parts),
+            receipts=receipts,
+            seconds=round(self._run.clock() - self._began, 3),
+            sites=sites,
+            metrics=mean_metrics(figures),
+        )
+
+    def _tell(self, kind: str, one: SiteState, data: Mapping[str, str | int | float | None]) -> None:
+        about: dict[str, str | int | float | None] = {
+            "institution": self._names[one.site.dataset],
+            "round": self._number,
+        }
+        self._run.tell(kind, {**about, **data})
+
+
+def _names(sites: Sequence[WorkSite]) -> dict[str, str]:
+    """How people call each site, by dataset: its institution, with the dataset when it brings several."""
+    owners = [site.institution for site in sites]
+    return {
+        site.dataset: site.institution
+        if owners.count(site.institution) == 1
+        else f"{site.institution}/{site.dataset[:12]}"
+        for site in sites
+    }

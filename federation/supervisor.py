@@ -1,0 +1,206 @@
+"""A site in the foreground: the agent's process kept alive, and what the institution owes others kept fresh.
+
+The agent is a child process (``federation.flower.node``), because flwr ends it when the hub refuses its node
+and because a recipe's fault must not end the site. It is started again with growing pauses, and only while
+the Fleet address answers, so that a hub that is away costs nothing. SIGTERM or Ctrl-C ends both in order;
+when this process is killed, the child gets SIGTERM from the system.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from federation.home import Home
+from federation.joining import post_status
+from federation.lifeline import code_path, python_command
+from storage.errors import Refused, Rejected, Unchecked
+from storage.signing import public_pem, read_private_key
+
+if TYPE_CHECKING:
+    from federation.client import HubClient
+
+SITE_NAME = "main"
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+STEADY_S = 60.0  # an agent that lived this long begins with the first pause again
+LOOK_S = 0.2
+STOP_S = 15.0
+CONNECT_S = 3.0
+STATUS_EVERY_S = 12 * 3600
+STATUS_AGAIN_S = 60.0  # after a failure
+STATUS_VALID_S = 24 * 3600
+
+Say = Callable[[str], None]
+
+
+def run_site(
+    home: Home, *, name: str = SITE_NAME, say: Say = print, stop: threading.Event | None = None
+) -> None:
+    """Run the lab agent of ``home`` until SIGTERM, SIGINT, or ``stop`` is set.
+
+    Args:
+        name: of this site, when an institution has several machines.
+        say: told in one line what happens.
+        stop: ends it from another thread.
+    Raises:
+        Refused: the hub does not take this site's node key. Unchecked: keys or the Fleet address are missing.
+    """
+    ended = stop or threading.Event()
+    _check(home)
+    status = threading.Thread(target=_keep_status, args=(home, say, ended), name="status", daemon=True)
+    with _ending(ended):
+        _register(home, name, say, ended)
+        status.start()
+        AgentProcess(home, say, ended).keep_alive()
+    status.join(STOP_S)
+
+
+class AgentProcess:
+    """The child process, started again whenever it ends."""
+
+    def __init__(self, home: Home, say: Say, ended: threading.Event) -> None:
+        self._home = home
+        self._say = say
+        self._ended = ended
+        self._pause_s = FIRST_PAUSE_S
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def keep_alive(self) -> None:
+        """Return when the site is told to end."""
+        away = False
+        while not self._ended.is_set():
+            if not _answers(self._home.fleet):
+                if not away:
+                    self._say(f"{self._home.fleet} does not answer; trying again")
+                away = True
+                self._wait()
+                continue
+            away = False
+            self._run_once()
+
+    def _run_once(self) -> None:
+        """Start the child and wait for its end, or end it when the site ends."""
+        command = python_command(
+            "federation.flower.node", "--home", str(self._home.path), "--parent", str(os.getpid())
+        )
+        began = time.monotonic()
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=self._environment()
+        )
+        self._say(f"the agent of {self._home.institution} runs as process {self.process.pid}")
+        while self.process.poll() is None:
+            if self._ended.wait(LOOK_S):
+                self._end(self.process)
+                return
+        if time.monotonic() - began > STEADY_S:
+            self._pause_s = FIRST_PAUSE_S
+        self._say(f"the agent ended with status {self.process.returncode}; starting it again")
+        self._wait()
+
+    def _wait(self) -> None:
+        self._ended.wait(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        """The site's own surroundings; a proxy is never asked for an address of this machine."""
+        surroundings = {**os.environ, **code_path()}
+        host = self._home.fleet.rpartition(":")[0].strip("[]")
+        if host in ("127.0.0.1", "::1", "localhost"):
+            for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+                surroundings.pop(proxy, None)
+                surroundings.pop(proxy.lower(), None)
+        return surroundings
+
+
+def node_key_pem(home: Home) -> str:
+    """The public half of this site's Flower node key, PEM."""
+    key = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    return public_pem(key.public_key())
+
+
+def register(home: Home, client: "HubClient", name: str = SITE_NAME) -> None:
+    """Make this site's node key known to the hub; a repeat changes nothing."""
+    client.register_site(name, node_key_pem(home))
+
+
+def _check(home: Home) -> None:
+    """What has to be there before anything starts."""
+    node_key_pem(home)
+    home.key("snapshot")
+    if not home.fleet:
+        raise Unchecked("E_FLEET", f"{home.path} knows no Fleet address", "join with an invitation first")
+
+
+def _register(home: Home, name: str, say: Say, ended: threading.Event) -> None:
+    """Register at the hub, waiting for it while it is away."""
+    pause_s = FIRST_PAUSE_S
+    while not ended.is_set():
+        try:
+            with home.client("snapshot") as client:
+                register(home, client, name)
+            return
+        except Unchecked as error:
+            say(f"{error}; trying again")
+        ended.wait(pause_s)
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def _keep_status(home: Home, say: Say, ended: threading.Event) -> None:
+    """Sign and post a status list now and every twelve hours, so that auditors see what was revoked."""
+    if not (home.path / "keys" / "timestamp.pem").exists():
+        say("no timestamp key here: sign status lists elsewhere with fedhub institution status --watch")
+        return
+    wait_s = 0.0
+    while not ended.wait(wait_s):
+        try:
+            with home.client("snapshot") as client:
+                post_status(home, client, next_update=int(time.time()) + STATUS_VALID_S)
+            wait_s = STATUS_EVERY_S
+        except (Refused, Rejected, Unchecked) as error:
+            say(f"no status list was logged: {error}; trying again")
+            wait_s = STATUS_AGAIN_S
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _ending(ended: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT end the site; outside the main thread signals are not ours to take."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
