@@ -18,7 +18,8 @@ def export(
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
     out: Annotated[Path, typer.Option(help="A new folder for the pack.")],
     state: Annotated[
-        Path | None, typer.Option(help="The auditor's state file: the pack then connects to what it saw last.")
+        Path | None,
+        typer.Option(help="The auditor's state file: the pack then connects to what it saw last."),
     ] = None,
 ) -> Exit:
     """Write the pack that anyone can verify offline: statements, proofs, key rings, one signed checkpoint.

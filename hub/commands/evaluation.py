@@ -16,7 +16,8 @@ def evaluate(
     ctx: typer.Context,
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
     at_least: Annotated[
-        str | None, typer.Option(help="The accuracy that passes, such as 0.90 (default: the majority class's).")
+        str | None,
+        typer.Option(help="The accuracy that passes, such as 0.90 (default: the majority class's)."),
     ] = None,
 ) -> Exit:
     """Evaluate a version of a plan you took part in on your own held-out rows; sign and log the result.

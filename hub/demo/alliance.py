@@ -22,10 +22,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from federation.home import Home, write_atomically
 from federation.lifeline import plain_environment, python_command
@@ -33,6 +34,10 @@ from hub.cli import dispatch
 from hub.commands.terminal import Terminal
 from hub.demo import digits
 from storage.errors import Exit, FedhubError, Refused, Unchecked
+
+if TYPE_CHECKING:
+    from hub.keys import HubKeys
+    from hub.settings import Settings
 
 HUB = "hub.example"
 ROLES = {
@@ -156,6 +161,47 @@ class Alliance:
             message = f"{line}: expected {expect.name.lower()}, found {code.name.lower()}: {answer.text}"
             raise CommandFailed(answer.error.get("code", "E_DEMO"), message, answer.error.get("hint", ""))
         return answer
+
+    # --- what only a demo may do: it is the operator's machine too --------------------------------------------
+
+    def hub_settings(self) -> "tuple[Settings, HubKeys]":
+        """The settings and keys that the hub's process runs with."""
+        from hub.keys import open_keys
+        from hub.settings import load_settings
+
+        given = {name: str(port) for name, port in self._card["ports"].items()}
+        settings = load_settings(
+            **given,
+            origin=HUB,
+            operator=institution("operator"),
+            data_dir=self.folder / "hub",
+            operator_home=self.home("operator"),
+        )
+        return settings, open_keys(settings.data_dir / "keys", settings.origin)
+
+    @contextmanager
+    def flipped(self, sha256: str) -> Iterator[None]:
+        """One bit of the first byte of a stored file is another one, as long as this lasts."""
+        from hub.api.app import store_of
+
+        store = store_of(*self.hub_settings())
+        (key,) = store.list(f"blobs/sha256/{sha256[:2]}/{sha256}.")
+        right = b"".join(store.stream(key))
+        store.put(key, bytes([right[0] ^ 1]) + right[1:])
+        try:
+            yield
+        finally:
+            store.put(key, right)
+
+    def copy_log(self, target: Path) -> None:
+        """Copy the public log, as the hub serves it to anybody, so that it outlives the demo's processes."""
+        from hub.api.app import store_of
+
+        store = store_of(*self.hub_settings())
+        for key in store.list("log/"):
+            path = target / key.removeprefix("log/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(store.get(key))
 
     # --- starting -------------------------------------------------------------------------------------------
 

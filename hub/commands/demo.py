@@ -1,0 +1,45 @@
+"""``fedhub demo``: the main job, end to end, on real processes."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hub.commands.terminal import Command, terminal_of
+from storage.errors import Exit
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def demo(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Where everything is made; an earlier demo there is removed.")
+    ],
+    keep: Annotated[bool, typer.Option("--keep", help="Leave hub and agents running until Ctrl-C.")] = False,
+) -> Exit:
+    """Show the whole journey: six institutions, three labs, rounds, release, pull, audit, and what is refused.
+
+    Takes about a minute. Nothing is mocked: the hub, SuperLink, the store's server and the labs' agents are
+    processes of their own, and the data are real scans of digits. DIR/report.json says what was found.
+    """
+    from hub.commands.sandbox import interrupt_on_sigterm
+    from hub.demo.alliance import check_ours
+    from hub.demo.journey import Journey
+
+    terminal = terminal_of(ctx)
+    check_ours(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    interrupt_on_sigterm()
+    journey = Journey(folder, terminal)
+    try:
+        report = journey.walk()
+        if keep:
+            terminal.say(f"The hub's page: {journey.alliance.hub_info['endpoint']}. Ctrl-C stops everything.")
+            terminal.stop.wait()
+    finally:
+        journey.alliance.down()
+    return terminal.done(report, f"Look around in {folder}, or keep an alliance: fedhub sandbox up --dir DIR")
