@@ -1,13 +1,12 @@
 """What a file's own bytes say it is, and whether a model may hold it.
 
 Loading a pickle runs whatever program its author put in, so files that hold one are refused by content and
-never by name: a pickle renamed ``weights.safetensors`` is still a pickle. The look takes a few ranged reads of
-the stored file: its head, the directory of an archive, the first bytes of each member. Nothing is unpickled,
-extracted or kept.
+never by name: a pickle renamed ``weights.safetensors`` is still a pickle. The look takes a few ranged reads
+of the stored file: its head, the directory of an archive, the first bytes of each member. Nothing is
+unpickled, extracted or kept.
 
-Read ``check_content`` first. What this does not do: judge text files (a ``.py`` beside a model runs only where
-a person asks for it) or look beyond the first bytes of compressed members.
-"""
+Read ``check_content`` first. What this does not do: judge text files (a ``.py`` beside a model runs only
+where a person asks for it) or look beyond the first bytes of compressed members."""
 
 import ast
 import bz2

@@ -1,0 +1,136 @@
+"""Routes of models, versions, tags, releases and data sets."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from federation import wire
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
+from hub.api.paging import Cursor, link_next
+from hub.api.problems import responses
+from hub.services import registry, releases
+
+router = APIRouter(tags=["registry"])
+Number = Annotated[int, Path(ge=1, lt=1 << 31)]
+RAW = {"content": {"application/json": {}}, "description": "The bytes of manifest.json"}
+
+
+class TagTarget(BaseModel):
+    """The version that a new tag names."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int = Field(ge=1, lt=1 << 31)
+
+
+@router.get("/models", responses=responses())
+def search(
+    hub: HubHere,
+    session: ReadSession,
+    actor: CurrentActor,
+    request: Request,
+    response: Response,
+    search: Annotated[str | None, Query(max_length=200)] = None,
+    cursor: Cursor = None,
+) -> list[wire.Model]:
+    """Models that the caller may see, by name."""
+    found, following = registry.search(hub, session, actor, text=search, cursor=cursor)
+    link_next(request, response, following)
+    return found
+
+
+@router.get("/models/{institution}/{name}", responses=responses(404))
+def model(hub: HubHere, session: ReadSession, actor: CurrentActor, institution: str, name: str) -> wire.Model:
+    """One model with its versions."""
+    return registry.show(hub, session, actor, f"{institution}/{name}")
+
+
+@router.put("/models/{institution}/{name}/visibility", responses=responses(404))
+def visibility(
+    hub: HubHere,
+    session: WriteSession,
+    actor: CurrentActor,
+    institution: str,
+    name: str,
+    request: wire.VisibilityChange,
+) -> wire.Model:
+    """Say who may see the caller's model; to open it wider needs a login with the targets key."""
+    return registry.set_visibility(hub, session, actor, f"{institution}/{name}", request.visibility)
+
+
+@router.post("/models/{institution}/{name}/versions", status_code=201, responses=responses(409, 413))
+def publish(
+    hub: HubHere, actor: CurrentActor, institution: str, name: str, request: wire.VersionPost
+) -> wire.ModelVersion:
+    """Make uploaded files a signed version, whole or not at all (targets key)."""
+    return registry.publish(hub, actor, f"{institution}/{name}", request)
+
+
+@router.get("/models/{institution}/{name}/versions/{version}", responses=responses(404))
+def version(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, institution: str, name: str, version: Number
+) -> wire.ModelVersion:
+    """One version of a model."""
+    return registry.version(hub, session, actor, f"{institution}/{name}", version)
+
+
+@router.get(
+    "/models/{institution}/{name}/versions/{version}/manifest",
+    response_class=Response,
+    responses={200: RAW, **responses(404)},
+)
+def manifest(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, institution: str, name: str, version: Number
+) -> Response:
+    """The version's `manifest.json`; its digest is the asset id."""
+    raw = registry.manifest(hub, session, actor, f"{institution}/{name}", version)
+    return Response(raw, media_type="application/json")
+
+
+@router.get("/models/{institution}/{name}/versions/{version}/approvals", responses=responses(404))
+def approvals(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, institution: str, name: str, version: Number
+) -> wire.Approvals:
+    """Who has approved the version's release, and how many it needs."""
+    return registry.approvals(hub, session, actor, f"{institution}/{name}", version)
+
+
+@router.put("/models/{institution}/{name}/tags/{tag}", responses=responses(404, 409))
+def tag(
+    hub: HubHere,
+    session: WriteSession,
+    actor: CurrentActor,
+    institution: str,
+    name: str,
+    tag: str,
+    request: TagTarget,
+) -> wire.ModelVersion:
+    """Give a version a new tag; a tag never moves."""
+    return registry.tag(hub, session, actor, f"{institution}/{name}", tag, request.version)
+
+
+@router.get("/releases", responses=responses())
+def released(hub: HubHere, session: ReadSession, actor: CurrentActor) -> list[wire.Release]:
+    """Released versions, newest first."""
+    return releases.releases(hub, session, actor)
+
+
+@router.get("/datasets", responses=responses())
+def datasets(
+    hub: HubHere,
+    session: ReadSession,
+    actor: CurrentActor,
+    request: Request,
+    response: Response,
+    cursor: Cursor = None,
+) -> list[wire.Dataset]:
+    """Data sets that members described; their rows never leave their sites."""
+    found, following = registry.datasets(hub, session, actor, cursor=cursor)
+    link_next(request, response, following)
+    return found
+
+
+@router.get("/datasets/{asset_id}", responses=responses(404))
+def dataset(hub: HubHere, session: ReadSession, actor: CurrentActor, asset_id: str) -> wire.Dataset:
+    """One data set."""
+    return registry.dataset(hub, session, actor, asset_id)

@@ -1,0 +1,30 @@
+"""Routes of uploads: announce bytes, get orders for the store, say that they are there."""
+
+from fastapi import APIRouter
+
+from federation import wire
+from hub.api.auth import CurrentActor, HubHere
+from hub.api.problems import responses
+from hub.services import uploads
+
+router = APIRouter(tags=["uploads"])
+
+
+@router.post("/uploads", status_code=201, responses=responses(409, 413))
+def announce(hub: HubHere, actor: CurrentActor, request: wire.UploadRequest) -> wire.Upload:
+    """Announce a file by digest and size; the orders fit those bytes only. A repeat goes on."""
+    return uploads.announce(hub, actor, request)
+
+
+@router.post("/uploads/{upload_id}/orders", responses=responses(404))
+def orders(hub: HubHere, actor: CurrentActor, upload_id: str, request: wire.UploadParts) -> wire.Upload:
+    """Fresh orders for the parts that the store does not hold; it says itself which it holds."""
+    del request
+    return uploads.fresh_orders(hub, actor, upload_id)
+
+
+@router.post("/uploads/{upload_id}/complete", responses=responses(404, 409))
+def complete(hub: HubHere, actor: CurrentActor, upload_id: str, request: wire.UploadParts) -> wire.Upload:
+    """Say that all bytes are in the store; while `checking` the hub reads the whole once: ask again."""
+    del request
+    return uploads.complete(hub, actor, upload_id)

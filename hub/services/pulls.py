@@ -1,0 +1,189 @@
+"""Files on their way out: every pull is decided by a grant, and every single download is decided anew.
+
+A pull answers with addresses on the download origin, a second origin, so that clients drop their token when
+they are sent there. Each holds a capability of at most five minutes that names grant, asset, institution
+and action. The origin looks at the grant again on every request and sends the client on to a signed address
+of the store that lives seconds. When a grant was used, the operator signs a receipt of the pull, and it is
+logged.
+
+Read ``decide_pull``, ``pull``, ``locate``.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+from sqlmodel import Session, col, delete, select
+
+from federation.wire import Pull, PullFile, PullRequest
+from hub.access import Actor, Thing, decide
+from hub.context import Hub
+from hub.errors import not_found
+from hub.services import statements
+from hub.tables import BlobRow, CapabilityRow, InstitutionRow, ModelRow, VersionFileRow, VersionRow
+from storage.admission import check_pull
+from storage.asset_versions import valid_versions
+from storage.encoding import sha256_hex
+from storage.errors import Refused, Rejected, Unchecked
+
+GATED_HINT = "Ask {owner} for a grant: fedhub grant issue {name}@{version} --to {institution} --action pull"
+
+
+def decide_pull(
+    hub: Hub,
+    session: Session,
+    model: ModelRow,
+    version: VersionRow,
+    institution: str,
+    duo: Sequence[str] = (),
+) -> str | None:
+    """Say yes by returning the id of the grant used (None: own or public files need none), no by raising.
+
+    Args:
+        duo: terms (``DUO:nnnnnnn``) accepted for this use.
+    Raises:
+        Refused: the reason why no grant allows it (``E_GRANT_MISSING`` and the other errors of V11 and V13),
+            or ``E_REVOKED``: its owner has withdrawn the version.
+    """
+    if model.owner == institution:
+        return None
+    try:
+        with hub.ledger.evidence(session) as evidence:
+            if model.visibility == "public":
+                valid_versions(evidence, version.asset_id)
+                return None
+            return check_pull(
+                evidence,
+                grantee=institution,
+                asset_id=version.asset_id,
+                name=model.name,
+                duo=list(duo),
+                now=hub.ledger.now(),
+            )
+    except Rejected as error:
+        hint = error.hint or GATED_HINT.format(
+            owner=model.owner, name=model.name, version=version.version, institution=institution
+        )
+        raise Refused(error.code, error.message, hint) from error
+
+
+def may_pull(hub: Hub, session: Session, institution: str, asset_id: str) -> bool:
+    """Whether the institution could read this version's files now, accepting no terms."""
+    try:
+        version, model = _version(session, asset_id)
+        decide_pull(hub, session, model, version, institution)
+    except (Refused, Unchecked):
+        return False
+    return True
+
+
+def pull(hub: Hub, session: Session, actor: Actor, request: PullRequest) -> Pull:
+    """Addresses of a version's files for the one who may have them.
+
+    Raises:
+        Refused: no grant allows it, with the reason.
+        Unchecked: ``E_NOT_FOUND``, also for a private model.
+    """
+    decide(actor, "pull", Thing(f"asset {request.asset_id}"))
+    institution = actor.institution or ""
+    version, model = _version(session, request.asset_id)
+    try:
+        grant = decide_pull(hub, session, model, version, institution, request.duo)
+    except Refused:
+        if model.visibility == "private":
+            raise not_found("asset", request.asset_id) from None
+        raise
+    receipt = None
+    if grant is not None:
+        receipt = _recent_receipt(hub, session, institution, version.asset_id, grant)
+        receipt = receipt or _log_receipt(hub, session, version.asset_id, grant)
+    capability = secrets.token_urlsafe(32)
+    session.add(
+        CapabilityRow(
+            capability_digest=sha256_hex(capability.encode()),
+            institution=institution,
+            asset_id=version.asset_id,
+            grant=grant,
+            receipt=receipt,
+            duo=list(request.duo),
+            expires_at=hub.ledger.now() + hub.settings.capability_s,
+        )
+    )
+    query = select(VersionFileRow).where(VersionFileRow.asset_id == version.asset_id)
+    files = session.exec(query.order_by(col(VersionFileRow.name)))
+    address = f"{hub.settings.downloads}/d/{capability}"
+    return Pull(
+        asset_id=version.asset_id,
+        name=version.name,
+        version=version.version,
+        grant=grant,
+        expires_in=hub.settings.capability_s,
+        files=[
+            PullFile(
+                name=file.name,
+                sha256=file.sha256,
+                size=file.size,
+                parts=file.parts,
+                url=f"{address}/{file.sha256}",
+            )
+            for file in files
+        ],
+    )
+
+
+def _version(session: Session, asset_id: str) -> tuple[VersionRow, ModelRow]:
+    """The newest version with these files, and its model."""
+    query = select(VersionRow).where(VersionRow.asset_id == asset_id).order_by(col(VersionRow.version).desc())
+    version = session.exec(query).first()
+    model = session.get(ModelRow, version.name) if version is not None else None
+    if version is None or model is None:
+        raise not_found("asset", asset_id)
+    return version, model
+
+
+def _recent_receipt(hub: Hub, session: Session, institution: str, asset_id: str, grant: str) -> str | None:
+    """The receipt of this same use while its capability lives: a retry is no second pull."""
+    return session.exec(
+        select(CapabilityRow.receipt).where(
+            CapabilityRow.institution == institution,
+            CapabilityRow.asset_id == asset_id,
+            CapabilityRow.grant == grant,
+            CapabilityRow.expires_at > hub.ledger.now(),
+        )
+    ).first()
+
+
+def _log_receipt(hub: Hub, session: Session, asset_id: str, grant: str) -> str:
+    members = {"action": "pull", "grant": grant}
+    bundle = hub.operator.sign("receipt", [("manifest.json", asset_id)], members, now=hub.ledger.now())
+    return statements.admit(session, hub.ledger, bundle).id
+
+
+def locate(hub: Hub, session: Session, capability: str, sha256: str) -> str:
+    """The signed address of one file, after the pull that ``capability`` stands for was decided anew.
+
+    Raises:
+        Refused: ``E_CAPABILITY`` (unknown or over), or the reason why the grant no longer allows it.
+        Unchecked: ``E_NOT_FOUND``, the version has no such file.
+    """
+    row = session.get(CapabilityRow, sha256_hex(capability.encode()))
+    if row is None or row.expires_at <= hub.ledger.now():
+        raise Refused(
+            "E_CAPABILITY", "this download address is unknown or over", "Pull again for a fresh one."
+        )
+    member = session.get(InstitutionRow, row.institution)
+    if member is None or member.state != "approved":
+        raise Refused("E_ACCESS", f"{row.institution} is no approved member", "Ask the operator.")
+    version, model = _version(session, row.asset_id)
+    decide_pull(hub, session, model, version, row.institution, row.duo)
+    query = select(VersionFileRow).where(VersionFileRow.asset_id == row.asset_id)
+    file = session.exec(query.where(VersionFileRow.sha256 == sha256)).first()
+    blob = session.get(BlobRow, sha256) if file is not None else None
+    if file is None or blob is None:
+        raise not_found("file", sha256, f"{version.name}@{version.version} has no such file.")
+    filename = file.name.rpartition("/")[2]
+    return hub.store.signed_url(blob.key, expires_s=hub.settings.signed_url_s, filename=filename)
+
+
+def forget_capabilities(hub: Hub, session: Session) -> None:
+    """Drop the rows of capabilities that are over."""
+    session.exec(delete(CapabilityRow).where(col(CapabilityRow.expires_at) <= hub.ledger.now()))

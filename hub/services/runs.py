@@ -1,0 +1,299 @@
+"""Runs as their owner, their participants and their watchers see them. One plan has exactly one run.
+
+``start``, ``cancel`` and ``resume`` only write what shall be; the supervisor makes it so and starts Flower
+runs, which are attempts at the run. Every stop says why and what to do next, in ``reason``. The
+coordinator's side is ``services.rounds``."""
+
+from collections import defaultdict
+from typing import cast
+
+from sqlmodel import Session, col, select
+
+from federation import wire
+from federation.wire import RunState, WeightsLocation
+from hub.access import Actor, Thing, decide, may
+from hub.context import Hub
+from hub.errors import conflict, not_found
+from hub.services import events, plans
+from hub.services.events import Kind
+from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow
+from storage.encoding import format_time, is_digest
+from storage.errors import Refused, Unchecked
+from storage.evidence import Entry
+
+# --- steering -------------------------------------------------------------------------------------------
+
+
+def start(hub: Hub, session: Session, actor: Actor, request: wire.RunStart) -> wire.Run:
+    """Start the one run of a plan; a repeat answers with the run that is there.
+
+    Raises:
+        Refused: ``E_CONSENT`` (too few, says who is missing), ``E_PLAN`` (over), ``E_SITE`` (no agent).
+        Unchecked: ``E_CONTROL``, this hub runs no SuperLink.
+    """
+    row, entry, _plan = plans.load(hub, session, request.plan)
+    _check_steers(actor, row)
+    run = session.get(RunRow, request.plan, with_for_update=True)
+    if run is not None:
+        return describe(hub, session, run)
+    count = _check_possible(hub, session, entry)
+    now = hub.ledger.now()
+    run = RunRow(plan=row.id, state="starting", started_at=now)
+    session.add(run)
+    session.flush()
+    data = {"participants": count, "rounds": entry.says["rounds"], "by": actor.name}
+    events.append(session, row.id, Kind.RUN_STARTED, data, at=now)
+    return describe(hub, session, run)
+
+
+def resume(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Run:
+    """Go on with a stopped run from its last aggregate.
+
+    Raises:
+        Refused: ``E_RUN`` (finished or cancelled), and those of ``start``.
+    """
+    row, entry, _plan = plans.load(hub, session, plan_id)
+    _check_steers(actor, row)
+    run = _locked(session, plan_id)
+    if run.active:
+        return describe(hub, session, run)
+    if run.state != "stopped":
+        raise conflict(
+            "E_RUN", f"run {plan_id}: is {run.state} and cannot go on", "Submit a new plan to train again."
+        )
+    count = _check_possible(hub, session, entry)
+    run.state, run.reason, run.ended_at = "starting", None, None
+    run.failures, run.next_attempt_at = 0, 0
+    session.add(run)
+    data = {"participants": count, "rounds": entry.says["rounds"], "by": actor.name, "resumed": 1}
+    events.append(session, plan_id, Kind.RUN_STARTED, data, at=hub.ledger.now())
+    return describe(hub, session, run)
+
+
+def cancel(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Run:
+    """End a run for good; its rounds and its last aggregate stay.
+
+    Raises:
+        Refused: ``E_RUN``, it is finished.
+    """
+    row, _entry, _plan = plans.load(hub, session, plan_id)
+    _check_steers(actor, row)
+    run = _locked(session, plan_id)
+    if run.state == "finished":
+        raise conflict("E_RUN", f"run {plan_id}: is finished", "Its last aggregate can be made a version.")
+    if run.state != "cancelled":
+        close(
+            hub, session, run, "cancelled", f"cancelled by {actor.name}. To train again, submit a new plan."
+        )
+    return describe(hub, session, run)
+
+
+def _check_steers(actor: Actor, row: PlanRow) -> None:
+    thing = Thing(f"run {row.id}", row.issuer, frozenset(row.participants))
+    decide(actor, "read run", thing)
+    decide(actor, "steer run", thing)
+
+
+def _check_possible(hub: Hub, session: Session, entry: Entry) -> int:
+    """How many participants take part; refuses a run that could not begin."""
+    if hub.settings.superlink == "off":
+        raise Unchecked("E_CONTROL", "this hub runs no SuperLink", "The operator sets FEDHUB_SUPERLINK.")
+    with hub.ledger.evidence(session) as evidence:
+        said = plans.check_startable(session, entry, evidence, now=hub.ledger.now())
+    agreed = [one for one in said if one.consent is not None]
+    sites = plans.online_sites(session, [one.institution for one in agreed])
+    without = sorted({one.institution for one in agreed} - set(sites))
+    if len(agreed) - len(without) < entry.says["minParticipants"]:
+        raise Refused(
+            "E_SITE",
+            f"plan {entry.id}: no lab agent is registered for {', '.join(without)}",
+            "Each of them starts one with: fedhub site up",
+            status=409,
+        )
+    return len(agreed)
+
+
+def _locked(session: Session, plan_id: str) -> RunRow:
+    run = session.get(RunRow, plan_id, with_for_update=True) if is_digest(plan_id) else None
+    if run is None:
+        raise not_found("run", plan_id, "Start it with: fedhub run start")
+    return run
+
+
+def close(hub: Hub, session: Session, run: RunRow, state: RunState, reason: str | None) -> None:
+    """End a run in the caller's transaction, which holds its row."""
+    now = hub.ledger.now()
+    run.state, run.reason, run.ended_at = state, reason, now
+    session.add(run)
+    data = {"state": state, "reason": None if reason is None else reason[: events.MAX_TEXT]}
+    events.append(session, run.plan, Kind.RUN_ENDED, data, at=now)
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def show(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Run:
+    """The run of a plan, with its rounds and what each site measured."""
+    return describe(hub, session, readable(session, actor, plan_id))
+
+
+def readable(session: Session, actor: Actor, plan_id: str) -> RunRow:
+    """The run's row, if the actor may read it."""
+    run = session.get(RunRow, plan_id) if is_digest(plan_id) else None
+    plan = session.get(PlanRow, plan_id) if run is not None else None
+    if run is None or plan is None:
+        raise not_found("run", plan_id)
+    decide(actor, "read run", _thing(plan))
+    return run
+
+
+def _thing(plan: PlanRow) -> Thing:
+    return Thing(f"run {plan.id}", plan.issuer, frozenset(plan.participants))
+
+
+def page(
+    hub: Hub, session: Session, actor: Actor, *, cursor: str | None = None
+) -> tuple[list[wire.Run], str | None]:
+    """The runs that concern the actor, newest first, with the cursor of the next page."""
+    decide(actor, "list assets", Thing("runs"))
+    query = select(RunRow, PlanRow).join(PlanRow).order_by(col(RunRow.started_at).desc(), col(RunRow.plan))
+    size = hub.settings.page_size
+    found: list[RunRow] = []
+    passed = cursor is None
+    for run, plan in session.exec(query):
+        if not may(actor, "read run", _thing(plan)):
+            continue
+        if passed and len(found) == size:
+            return [describe(hub, session, each) for each in found], found[-1].plan
+        if passed:
+            found.append(run)
+        passed = passed or run.plan == cursor
+    return [describe(hub, session, each) for each in found], None
+
+
+def describe(hub: Hub, session: Session, run: RunRow) -> wire.Run:
+    """A run as clients and pages see it."""
+    session.flush()
+    query = select(RoundRow).where(RoundRow.plan == run.plan).order_by(col(RoundRow.round))
+    rounds = [_round(row) for row in session.exec(query)]
+    with hub.ledger.evidence(session) as evidence:
+        plan = evidence.get(run.plan)
+        refusals = [
+            wire.SiteRefusal(
+                institution=entry.institution,
+                round=entry.says["round"],
+                code=entry.says["code"],
+                statement=entry.id,
+            )
+            for entry in evidence.find("refusal", plan=run.plan)
+        ]
+    return wire.Run(
+        plan=run.plan,
+        state=cast(RunState, run.state),
+        reason=run.reason,
+        attempt=run.attempt,
+        rounds_planned=plan.says["rounds"] if plan is not None else len(rounds),
+        rounds=rounds,
+        refusals=refusals,
+        started_at=format_time(run.started_at),
+        ended_at=None if run.ended_at is None else format_time(run.ended_at),
+        deadline=deadline(session, run, len(rounds) + 1),
+    )
+
+
+def _round(row: RoundRow) -> wire.Round:
+    return wire.Round(
+        round=row.round,
+        statement=row.statement,
+        aggregate=row.aggregate,
+        size=row.size,
+        seconds=row.seconds,
+        receipts=row.receipts,
+        sites=row.sites,
+        metrics=row.metrics,
+    )
+
+
+def deadline(session: Session, run: RunRow, number: int) -> str | None:
+    """Until when the round in flight stays open, or None when none is."""
+    opened = events.newest(session, run.plan, Kind.ROUND_OPENED) if run.state == "running" else None
+    if opened is None or opened.data["round"] != number or opened.data["attempt"] != run.attempt:
+        return None
+    return str(opened.data["deadline"])
+
+
+def participation(session: Session) -> dict[str, int]:
+    """How many closed rounds each institution took part in: what it contributed."""
+    counts: dict[str, int] = defaultdict(int)
+    for sites in session.exec(select(RoundRow.sites)):
+        for institution in sites:
+            counts[institution] += 1
+    return dict(counts)
+
+
+# --- weights --------------------------------------------------------------------------------------------
+
+
+def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str) -> WeightsLocation:
+    """Where a run's weights can be read now: the base weights and every aggregate; for the coordinator
+    updates too.
+
+    A participant reads them while its consent stands, so that who took it back gets nothing further.
+
+    Raises:
+        Unchecked: ``E_NOT_FOUND``, also for those who may not read them.
+    """
+    row = session.get(PlanRow, plan_id) if is_digest(plan_id) else None
+    if row is None or session.get(RunRow, plan_id) is None:
+        raise not_found("run", plan_id)
+    decide(actor, "read weights", Thing(f"weights {sha256}", row.issuer, _consenting(hub, session, row)))
+    if sha256 == row.weights or _is_aggregate(session, plan_id, sha256):
+        return locate(hub, session, sha256, actor)
+    if actor.by == "coordinator":
+        upload = session.exec(
+            select(UploadRow).where(
+                UploadRow.plan == plan_id,
+                UploadRow.sha256 == sha256,
+                col(UploadRow.state).in_(("checking", "stored")),
+            )
+        ).first()
+        # A larger update need not wait for the hub's own reading: the coordinator checks what it reads.
+        if upload is not None and upload.state == "checking":
+            return _location(hub, actor, sha256, upload.size, upload.key, upload.parts)
+        if upload is not None:
+            return locate(hub, session, sha256, actor)
+    raise not_found("weights", sha256, f"They are no base weights or aggregate of run {plan_id}.")
+
+
+def _consenting(hub: Hub, session: Session, row: PlanRow) -> frozenset[str]:
+    with hub.ledger.evidence(session) as evidence:
+        plan = evidence.get(row.id)
+        if plan is None:
+            return frozenset()
+        return frozenset(
+            one.institution
+            for action in ("train", "evaluate")
+            for one in plans.answers(session, plan, evidence, now=hub.ledger.now(), action=action)
+            if one.consent is not None
+        )
+
+
+def _is_aggregate(session: Session, plan_id: str, sha256: str) -> bool:
+    query = select(RoundRow.round).where(RoundRow.plan == plan_id, RoundRow.aggregate == sha256)
+    return session.exec(query).first() is not None
+
+
+def locate(hub: Hub, session: Session, sha256: str, actor: Actor) -> WeightsLocation:
+    """The signed address of a checked blob, at the store's address for this actor."""
+    blob = session.get(BlobRow, sha256)
+    if blob is None:
+        raise not_found("weights", sha256)
+    return _location(hub, actor, sha256, blob.size, blob.key, blob.parts)
+
+
+def _location(
+    hub: Hub, actor: Actor, sha256: str, size: int, key: str, parts: list[str] | None
+) -> WeightsLocation:
+    store = hub.inside if actor.by == "coordinator" and hub.inside is not None else hub.store
+    url = store.signed_url(key, expires_s=hub.settings.weights_url_s)
+    return WeightsLocation(sha256=sha256, size=size, url=url, parts=parts)

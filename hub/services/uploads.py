@@ -1,0 +1,388 @@
+"""Bytes on their way in: orders that fit announced bytes only, and rows that say what was checked.
+
+Two facts are kept apart. *Where* bytes lie is a key of the store, one per upload. *What* they are is a
+``blob`` row, written only after somebody checked the whole digest: the store, for a file that went up in
+one order; the hub, which reads a file of several parts once in the background (``check_waiting``). Two
+uploads of the same bytes end as one blob. Whether a blob is there already is told only to those who may
+read it or who uploaded it.
+
+Read ``announce``, ``complete``, ``check_waiting``, ``expire``.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, func, select
+
+from federation.wire import Upload, UploadOrder, UploadRequest
+from hub.access import Actor, Thing, decide
+from hub.context import Hub
+from hub.errors import bad_field, conflict, not_found
+from hub.services.pulls import may_pull
+from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
+from storage.blobs import Order
+from storage.errors import Refused
+from storage.manifests import PART_BYTES
+
+COORDINATOR_NAME = "coordinator"
+
+
+def uploader_of(actor: Actor) -> str:
+    """The name under which an actor's uploads are kept."""
+    return actor.institution or COORDINATOR_NAME
+
+
+# --- announcing -----------------------------------------------------------------------------------------
+
+
+def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
+    """Give orders for bytes that somebody announces by digest and size; a repeat goes on where it stopped.
+
+    Raises:
+        Refused: ``E_FIELD`` (size, parts), ``E_LIMIT`` (open uploads), ``E_RUN`` (it takes no uploads now).
+    """
+    _check_announced(hub, request)
+    with hub.database.session_scope(write=False) as session:
+        _check_may_upload(session, actor, request)
+        row = _open_upload(session, actor, request)
+        there = row is None and _is_there(hub, session, actor, request)
+    if row is not None:
+        return fresh_orders(hub, actor, row.id)
+    row = _new_row(hub, actor, request, stored=there)
+    if request.parts is not None and not there:
+        row.multipart = hub.store.begin_parts(row.key)
+    try:
+        with hub.database.session_scope() as session:
+            if not there:
+                _check_open_uploads(hub, session, row.uploader)
+            session.add(row)
+    except BaseException:
+        if row.multipart is not None:
+            hub.store.abort_parts(row.key, row.multipart)
+        raise
+    return _answer(hub, row)
+
+
+def _check_announced(hub: Hub, request: UploadRequest) -> None:
+    limit = hub.settings.upload_limit
+    if request.size > limit:
+        raise Refused(
+            "E_LIMIT", f"size: at most {limit} bytes, found {request.size}", status=413, field="size"
+        )
+    expected = -(-request.size // PART_BYTES) if request.size > PART_BYTES else None
+    found = None if request.parts is None else len(request.parts)
+    if found != expected:
+        wanted = "no parts" if expected is None else f"{expected} digests of parts of 32 MiB"
+        raise bad_field("parts", f"a file of {request.size} bytes has {wanted}, found {found or 'none'}")
+
+
+def _check_may_upload(session: Session, actor: Actor, request: UploadRequest) -> None:
+    if request.plan is None:
+        decide(actor, "upload", Thing(request.sha256))
+        return
+    plan, run = session.get(PlanRow, request.plan), session.get(RunRow, request.plan)
+    parties = frozenset(plan.participants) if plan is not None else frozenset[str]()
+    decide(actor, "upload for a run", Thing(f"run {request.plan}", parties=parties))
+    if run is None or not run.active:
+        raise conflict(
+            "E_RUN", f"run {request.plan}: takes no uploads, it is {run.state if run else 'not started'}"
+        )
+
+
+def _open_upload(session: Session, actor: Actor, request: UploadRequest) -> UploadRow | None:
+    rows = session.exec(
+        select(UploadRow).where(
+            UploadRow.uploader == uploader_of(actor),
+            UploadRow.sha256 == request.sha256,
+            UploadRow.plan == request.plan,
+            col(UploadRow.state).in_(("open", "checking")),
+        )
+    )
+    return next((row for row in rows if (row.size, row.parts) == (request.size, request.parts)), None)
+
+
+def _is_there(hub: Hub, session: Session, actor: Actor, request: UploadRequest) -> bool:
+    blob = session.get(BlobRow, request.sha256)
+    if blob is None or blob.size != request.size:
+        return False
+    return may_use(hub, session, actor, [request.sha256]) == {request.sha256}
+
+
+def may_use(hub: Hub, session: Session, actor: Actor, digests: Iterable[str]) -> set[str]:
+    """Which of these blobs the actor uploaded, or can read as files of a version."""
+    wanted = set(digests)
+    uploads = select(UploadRow.sha256).where(
+        UploadRow.uploader == uploader_of(actor),
+        UploadRow.state == "stored",
+        col(UploadRow.sha256).in_(wanted),
+    )
+    usable = set(session.exec(uploads))
+    if actor.institution is None or usable == wanted:
+        return usable
+    files = select(VersionFileRow.asset_id, VersionFileRow.sha256).where(
+        col(VersionFileRow.sha256).in_(wanted - usable)
+    )
+    readable: dict[str, bool] = {}
+    for asset_id, sha256 in session.exec(files):
+        if asset_id not in readable:
+            readable[asset_id] = may_pull(hub, session, actor.institution, asset_id)
+        if readable[asset_id]:
+            usable.add(sha256)
+    return usable
+
+
+def _new_row(hub: Hub, actor: Actor, request: UploadRequest, *, stored: bool) -> UploadRow:
+    now, upload_id = hub.ledger.now(), secrets.token_hex(16)
+    return UploadRow(
+        id=upload_id,
+        uploader=uploader_of(actor),
+        sha256=request.sha256,
+        size=request.size,
+        parts=request.parts,
+        plan=request.plan,
+        key=f"blobs/sha256/{request.sha256[:2]}/{request.sha256}.{upload_id}",
+        etags={},
+        state="stored" if stored else "open",
+        created_at=now,
+        expires_at=now + hub.settings.upload_hours * 3600,
+    )
+
+
+def _check_open_uploads(hub: Hub, session: Session, uploader: str) -> None:
+    waiting = session.exec(
+        select(func.count()).where(UploadRow.uploader == uploader, UploadRow.state == "open")
+    ).one()
+    if waiting >= hub.settings.uploads_open:
+        raise Refused(
+            "E_LIMIT",
+            f"{uploader} has {waiting} unfinished uploads, at most {hub.settings.uploads_open}",
+            f"Finish them, or wait: they expire {hub.settings.upload_hours} hours after their last order.",
+            status=429,
+        )
+
+
+# --- orders ---------------------------------------------------------------------------------------------
+
+
+def fresh_orders(hub: Hub, actor: Actor, upload_id: str) -> Upload:
+    """The upload as it stands, with orders for what the store does not hold yet."""
+    with hub.database.session_scope() as session:
+        row = _owned(session, actor, upload_id)
+        if row.state == "open":
+            row.expires_at = hub.ledger.now() + hub.settings.upload_hours * 3600
+    _raise_if_refused(row)
+    return _answer(hub, row)
+
+
+def _owned(session: Session, actor: Actor, upload_id: str) -> UploadRow:
+    row = session.get(UploadRow, upload_id)
+    if row is None:
+        raise not_found("upload", upload_id, "It may have expired: announce the file again.")
+    decide(actor, "use upload", Thing(f"upload {upload_id}", owner=row.uploader))
+    return row
+
+
+def _answer(hub: Hub, row: UploadRow) -> Upload:
+    if row.state != "open":
+        return Upload(id=row.id, state="stored" if row.state == "stored" else "checking")
+    if row.parts is None or row.multipart is None:
+        order = hub.store.order(row.key, row.sha256, row.size)
+        return Upload(id=row.id, state="open", orders=[_wire_order(0, order)])
+    done = sorted(hub.store.stored_parts(row.key, row.multipart))
+    orders = []
+    for number, sha256 in enumerate(row.parts, start=1):
+        if number not in done:
+            length = min(PART_BYTES, row.size - (number - 1) * PART_BYTES)
+            order = hub.store.part_order(row.key, row.multipart, number, sha256, length)
+            orders.append(_wire_order(number, order))
+    return Upload(id=row.id, state="open", orders=orders, done_parts=done)
+
+
+def _wire_order(part: int, order: Order) -> UploadOrder:
+    return UploadOrder(part=part, method="PUT", url=order.url, headers=order.headers, expires=order.expires)
+
+
+def _raise_if_refused(row: UploadRow) -> None:
+    if row.state == "refused":
+        raise Refused(
+            "E_DIGEST",
+            f"upload {row.id}: {row.reason}",
+            "The file changed while it was sent, or its parts were hashed wrongly: announce it again.",
+            status=422,
+        )
+
+
+# --- completing -----------------------------------------------------------------------------------------
+
+
+def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
+    """Take note that all bytes are in the store; several parts are then checked as a whole.
+
+    Raises:
+        Refused: ``E_INCOMPLETE`` (bytes are missing), ``E_DIGEST`` (the whole is not what was announced).
+    """
+    with hub.database.session_scope(write=False) as session:
+        row = _owned(session, actor, upload_id)
+    _raise_if_refused(row)
+    if row.state != "open":
+        return _answer(hub, row)
+    if row.parts is None or row.multipart is None:
+        size = hub.store.size(row.key)
+        if size is None:
+            raise _incomplete(row, "the store holds no bytes of it")
+        if size != row.size:
+            raise _incomplete(row, f"the store holds {size} bytes, announced were {row.size}")
+        return _answer(hub, settle(hub, row.id, checked_by="store"))
+    # The store's own list counts, not what a client says it was answered.
+    etags = hub.store.stored_parts(row.key, row.multipart)
+    missing = [number for number in range(1, len(row.parts) + 1) if number not in etags]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise _incomplete(row, f"parts {', '.join(map(str, missing[:10]))}{more} are not in the store")
+    hub.store.complete_parts(row.key, row.multipart, etags)
+    with hub.database.session_scope() as session:
+        row = _owned(session, actor, upload_id)
+        if row.state == "open":
+            row.state = "checking"
+    return _answer(hub, row)
+
+
+def _incomplete(row: UploadRow, found: str) -> Refused:
+    return conflict(
+        "E_INCOMPLETE", f"upload {row.id}: {found}", "Ask for fresh orders and send what is missing."
+    )
+
+
+def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
+    """Make checked bytes a blob, or drop them where the same blob is there already."""
+    spare = None
+    with hub.database.session_scope() as session:
+        row = session.get(UploadRow, upload_id, with_for_update=True)
+        if row is None:
+            raise not_found("upload", upload_id)
+        if row.state == "stored":
+            return row
+        blob = session.get(BlobRow, row.sha256) or _add_blob(session, row, checked_by, hub.ledger.now())
+        row.state = "stored"
+        spare = row.key if blob.key != row.key else None
+    if spare is not None:
+        hub.store.delete(spare)
+    return row
+
+
+def _add_blob(session: Session, row: UploadRow, checked_by: str, now: int) -> BlobRow:
+    blob = BlobRow(
+        sha256=row.sha256, size=row.size, key=row.key, parts=row.parts, checked_by=checked_by, created_at=now
+    )
+    try:
+        with session.begin_nested():
+            session.add(blob)
+    except IntegrityError:  # another upload of the same bytes was settled at this moment
+        return session.exec(select(BlobRow).where(BlobRow.sha256 == row.sha256)).one()
+    return blob
+
+
+# --- background -----------------------------------------------------------------------------------------
+
+
+def check_waiting(hub: Hub) -> int:
+    """Read every upload of several parts that waits for it, once; returns how many were looked at."""
+    with hub.database.session_scope(write=False) as session:
+        waiting = session.exec(
+            select(UploadRow.id).where(UploadRow.state == "checking").order_by(col(UploadRow.created_at))
+        ).all()
+    for upload_id in waiting:
+        check_whole(hub, upload_id)
+    return len(waiting)
+
+
+def check_whole(hub: Hub, upload_id: str) -> UploadRow:
+    """Hash a joined upload from the store and settle it, or refuse it; a repeat only reads it again."""
+    with hub.database.session_scope(write=False) as session:
+        row = session.get(UploadRow, upload_id)
+        if row is None:
+            raise not_found("upload", upload_id)
+    if row.state != "checking":
+        return row
+    found, size = hashlib.sha256(), 0
+    for chunk in hub.store.stream(row.key):
+        found.update(chunk)
+        size += len(chunk)
+    if (found.hexdigest(), size) == (row.sha256, row.size):
+        return settle(hub, upload_id, checked_by="hub")
+    with hub.database.session_scope() as session:
+        row = session.get(UploadRow, upload_id, with_for_update=True) or row
+        row.state = "refused"
+        row.reason = (
+            f"announced were {row.size} bytes of {row.sha256}, the store holds {size} of {found.hexdigest()}"
+        )
+    hub.store.delete(row.key)
+    return row
+
+
+def expire(hub: Hub) -> int:
+    """Drop uploads that nobody finished, and refused ones; returns how many.
+
+    Their orders died long before: every order that is handed out moves the end on by hours.
+    """
+    with hub.database.session_scope(write=False) as session:
+        rows = session.exec(
+            select(UploadRow).where(
+                col(UploadRow.state).in_(("open", "refused")), UploadRow.expires_at <= hub.ledger.now()
+            )
+        ).all()
+    for row in rows:
+        if row.multipart is not None:
+            hub.store.abort_parts(row.key, row.multipart)
+        hub.store.delete(row.key)
+        with hub.database.session_scope() as session:
+            stale = session.get(UploadRow, row.id, with_for_update=True)
+            if stale is not None and stale.state != "stored":
+                session.delete(stale)
+    return len(rows)
+
+
+# --- blobs ----------------------------------------------------------------------------------------------
+
+
+def drop_updates(hub: Hub, plan: str, digests: Iterable[str] | None = None) -> None:
+    """Forget a run's updates once they are folded in, unless something else needs the same bytes.
+
+    Args:
+        digests: these updates only; None for every upload of the plan.
+    """
+    keys = []
+    with hub.database.session_scope() as session:
+        uploads = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "stored")
+        if digests is not None:
+            uploads = uploads.where(col(UploadRow.sha256).in_(set(digests)))
+        for row in session.exec(uploads).all():
+            if row.uploader == COORDINATOR_NAME and _is_aggregate(session, row.sha256):
+                continue
+            session.delete(row)
+            session.flush()
+            if not _is_needed(session, row.sha256):
+                blob = session.get(BlobRow, row.sha256)
+                if blob is not None:
+                    session.delete(blob)
+                    keys.append(blob.key)
+    for key in keys:
+        hub.store.delete(key)
+
+
+def _is_aggregate(session: Session, sha256: str) -> bool:
+    return (
+        session.exec(select(RoundRow.plan).where(RoundRow.aggregate == sha256).limit(1)).first() is not None
+    )
+
+
+def _is_needed(session: Session, sha256: str) -> bool:
+    file = select(VersionFileRow.asset_id).where(VersionFileRow.sha256 == sha256).limit(1)
+    upload = select(UploadRow.id).where(UploadRow.sha256 == sha256, UploadRow.state == "stored").limit(1)
+    return (
+        _is_aggregate(session, sha256)
+        or session.exec(file).first() is not None
+        or session.exec(upload).first() is not None
+    )
