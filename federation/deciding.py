@@ -246,7 +246,8 @@ def approve_release(
         )
     checked = sorted(path.name.split(".")[0] for path in (pack / "statements").glob("*.sigstore.json"))
     members = {
-        "verifier": {"id": VERIFIER},
+        # with its institution: two labs' verdicts of the same second would else be one and the same statement
+        "verifier": {"id": f"{VERIFIER}#{home.institution}"},
         "timeVerified": format_time(int(time.time())),
         "resourceUri": version.name,
         "policy": {"uri": "https://fedhub.dev/plan/v1", "digest": {"sha256": plan.id}},
