@@ -182,11 +182,11 @@ class Ledger:
         """
         envelope = open_envelope(raw)
         known = session.get(StatementRow, envelope.id)
-        if known is not None:
+        if known is not None and known.hint == envelope.hint:
             return Admitted(known, entry_of(known), fresh=False)
         following = session.exec(select(LogSequenceRow).with_for_update()).one()
         known = session.get(StatementRow, envelope.id)  # by one who held the lock before
-        if known is not None:
+        if known is not None and known.hint == envelope.hint:
             return Admitted(known, entry_of(known), fresh=False)
         entry, key = self._check(session, raw)
         if entry.index < following.next_index:
