@@ -33,7 +33,7 @@ from storage.links import (
     released_version,
 )
 from storage.signing import check_signature, open_envelope
-from storage.statements import KINDS, read_statement
+from storage.statements import KINDS, Statement, read_statement
 from storage.status_lists import check_grows, check_names_newest, newest_status
 from storage.training_record import (
     chain_key,
@@ -62,9 +62,6 @@ def check_admission(evidence: Evidence, raw: bytes, *, now: int) -> Entry:
         Rejected: the first rule that does not hold.
     """
     envelope = open_envelope(raw)
-    known = evidence.get(envelope.id)
-    if known is not None:
-        return known
     signer = evidence.find_key(envelope.hint)
     if signer is None:
         raise Rejected(
@@ -72,15 +69,13 @@ def check_admission(evidence: Evidence, raw: bytes, *, now: int) -> Entry:
         )
     institution, key = signer
     check_signature(key, envelope)
+    known = evidence.get(envelope.id)
+    if known is not None:
+        _check_same_signer(known, institution)
+        return known
     statement = read_statement(envelope)
     check_header(statement, institution, hub=evidence.hub, latest=now + ISSUED_WITHIN_S)
-    if KINDS[statement.kind].own and statement.issued_at < now - ISSUED_WITHIN_S:
-        raise Rejected(
-            "E_TIME",
-            f"statement {statement.id}: issued {statement.predicate['issuedAt']}, more than "
-            f"{ISSUED_WITHIN_S // 60} minutes ago",
-            "sign it again now, and check the clock of the machine that signs",
-        )
+    _check_recent(statement, now)
     entry = Entry(statement, institution, envelope.hint, evidence.size, envelope)
     check_nonce(evidence, entry)
     if entry.kind == "keyring":
@@ -89,6 +84,26 @@ def check_admission(evidence: Evidence, raw: bytes, *, now: int) -> Entry:
     check = _RULES.get(entry.kind)
     first = check(evidence, entry, now) if check else None
     return entry if first is None else first
+
+
+def _check_same_signer(known: Entry, institution: str) -> None:
+    # Standard kinds have no nonce: what two institutions say in the same words is one statement, with one id.
+    if known.institution != institution:
+        raise Rejected(
+            "E_REPLAY",
+            f"{known}: logged as the word of {known.institution}, now signed by {institution}",
+            "a statement has one signer: write it anew, in words of your own",
+        )
+
+
+def _check_recent(statement: Statement, now: int) -> None:
+    if KINDS[statement.kind].own and statement.issued_at < now - ISSUED_WITHIN_S:
+        raise Rejected(
+            "E_TIME",
+            f"statement {statement.id}: issued {statement.predicate['issuedAt']}, more than "
+            f"{ISSUED_WITHIN_S // 60} minutes ago",
+            "sign it again now, and check the clock of the machine that signs",
+        )
 
 
 # --- rules of single kinds: each returns the entry that answers a repetition, or None -----------------------
