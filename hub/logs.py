@@ -1,7 +1,7 @@
 """The hub's log lines: one JSON object each, on standard error, without secrets.
 
-Nothing here knows what a secret is: it is the callers' rule to log names, ids, routes and statuses, never headers,
-bodies, queries or tokens. Texts from outside are cut to one line by JSON itself.
+Nothing here knows what a secret is: it is the callers' rule to log names, ids, routes and statuses, never
+headers, bodies, queries or tokens. JSON itself keeps texts from outside on one line.
 """
 
 import json

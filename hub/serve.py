@@ -1,8 +1,8 @@
 """The hub as a process: opens it, starts what belongs to it, serves until told to stop.
 
-Beside the two web applications run: the blob server of a folder store and SuperLink as child processes, each
-started again when it dies, and the supervisor of runs. Children end with this process, however it ends. SIGTERM or
-Ctrl-C stops in order: no new requests, supervisor, children, log published.
+Beside the two web applications run: the blob server of a folder store and SuperLink as child processes,
+each started again when it dies, and the supervisor of runs. Children end with this process, however it
+ends. SIGTERM or Ctrl-C stops in order: no new requests, supervisor, children, log published.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from hub.context import Hub, NodeRegistry
 from hub.logs import log_as_json
 from hub.services.alliance import hub_info
 from hub.settings import Settings
+from hub.supervisor import start_supervisor
 from storage.errors import Unchecked
 from storage.stores import folder_of
 

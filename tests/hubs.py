@@ -123,7 +123,7 @@ class HubInProcess:
             operator_pin=info.operator_pin,
             log_key=info.log_key,
         )
-        return Home.create(self.folder / "homes" / name.split(".")[0], name, role, place)
+        return Home.create(self.folder / "homes" / name.partition(".")[0], name, role, place)
 
     def enrol(self, name: str, role: str = "lab", *, approve: bool = True) -> Home:
         """A member with a home of its own, from invitation to approval."""

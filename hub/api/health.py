@@ -5,7 +5,14 @@
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, func, select
 
@@ -16,6 +23,7 @@ from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RunRow, SiteR
 from storage.errors import FedhubError
 
 router = APIRouter(tags=["health"])
+disable_created_metrics()
 BEHIND_S = 60  # a log that lags this long behind its rows is not healthy
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

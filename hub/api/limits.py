@@ -237,7 +237,9 @@ def _whole(seconds: float) -> str:
 
 def _route(scope: Scope) -> str:
     """The template of the route that answered; never the path, which anybody can make up."""
-    return str(getattr(scope.get("route"), "path", "-"))
+    template = str(getattr(scope.get("route"), "path", "-"))
+    prefix = "/api/v1" if scope["path"].startswith("/api/v1/") else ""
+    return prefix + template if template.startswith("/") and not template.startswith("/api/") else template
 
 
 def _record(scope: Scope, status: int, seconds: float, request_id: str) -> None:

@@ -1,8 +1,8 @@
 """Creating requests that may be sent again: the same ``Idempotency-Key`` gets the first answer.
 
-Only for routes whose repetition would create a second thing. Where a request names what it makes (a statement, a
-plan, a run), repeating it answers with the first anyway, and nothing needs to be kept. The answer is kept in the
-transaction that makes the thing, so there is never one without the other.
+Only for routes whose repetition would create a second thing. Where a request names what it makes (a
+statement, a plan, a run), repeating it answers with the first anyway, and nothing needs to be kept. The
+answer is kept in the transaction that makes the thing, so there is never one without the other.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Once:
             make: does the work in ``session``.
             secret: the answer holds a secret and is not kept; a repetition is told so.
         Raises:
-            Refused: ``E_IDEMPOTENCY``, the key was used for another request; ``E_TOLD_ONCE``; ``E_UNDER_WAY``.
+            Refused: ``E_FIELD`` (the key was used for another request), ``E_TOLD_ONCE``, ``E_UNDER_WAY``.
         """
         if self.key is None:
             return make()

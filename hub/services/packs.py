@@ -1,4 +1,4 @@
-"""Packs for auditors: the evidence for one asset, under the newest checkpoint, for those whom the asset concerns.
+"""Packs for auditors: the evidence for one asset, under the newest checkpoint, for those whom it concerns.
 
 The choice of statements is ``storage.pack``'s; whether they are true is for ``storage.verify`` on the
 reader's own machine. Who may have a pack: the owner, participants of the plan that made the asset,
