@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import mlcroissant
+import mlcroissant  # type: ignore[import-untyped]
 import pytest
 
 from storage.croissant import CONFORMS_TO, DUO_LABELS, make_croissant

@@ -57,7 +57,7 @@ def test_value_without_canonical_form_is_refused(value: Any) -> None:
 
 
 def test_limits_of_the_subset_are_inside_it() -> None:
-    value = [2**53 - 1, -(2**53) + 1, True, None, "\u2028\x7f😀", {"": {}}]
+    value: list[Any] = [2**53 - 1, -(2**53) + 1, True, None, "\u2028\x7f😀", {"": {}}]
     assert read_canonical(canonical(value)) == value
     assert read_canonical(canonical(nested(15))) == nested(15)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import Metadata, Root
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from storage.encoding import sha256_hex
 from storage.errors import Misuse, Rejected

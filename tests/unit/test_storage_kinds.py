@@ -175,8 +175,9 @@ def test_unknown_or_malformed_condition_is_rejected(change: dict[str, Any]) -> N
 def test_epsilon_and_delta_stand_together(missing: str) -> None:
     left = {name: value for name, value in CONSENT.items() if name != missing}
     bad("grant", "both or neither", expected="E_GRANT_CONDITION", conditions=left)
-    bad("plan", "both or neither", **{missing: None})
-    bad("receipt", "both or neither", **{missing: None})
+    gone: dict[str, Any] = {missing: None}
+    bad("plan", "both or neither", **gone)
+    bad("receipt", "both or neither", **gone)
 
 
 @pytest.mark.parametrize("missing", TRAIN_NEEDS)
@@ -261,7 +262,8 @@ def test_receipt_of_a_pull_has_action_and_grant_only() -> None:
 
 @pytest.mark.parametrize("missing", ["plan", "round", "input", "examples"])
 def test_receipt_under_a_consent_says_plan_round_input_and_examples(missing: str) -> None:
-    bad("receipt", missing, **{missing: None})
+    gone: dict[str, Any] = {missing: None}
+    bad("receipt", missing, **gone)
 
 
 def test_receipt_names_the_update_when_training_and_else_the_manifest() -> None:

@@ -43,7 +43,7 @@ def bundle(**changes: Any) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(sign(KEY, PAYLOAD))
     for path, value in changes.items():
         *way, last = path.split("__")
-        place = document
+        place: Any = document
         for step in way:
             place = place[int(step)] if step.isdigit() else place[step]
         place[last] = value
