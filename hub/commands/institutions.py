@@ -154,7 +154,7 @@ def status(
     """Sign and publish this institution's status list: what it has revoked, valid for 24 hours."""
     terminal = terminal_of(ctx)
     home = terminal.home
-    with home.client("timestamp") as client:
+    with home.client("snapshot") as client:
         while True:
             data = publish_status(home, client)
             if not watch:

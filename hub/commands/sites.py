@@ -1,11 +1,18 @@
 """``fedhub site``: the lab agent on this machine, what it did, and what its steward consents to."""
 
-from typing import Annotated
+import signal
+import threading
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
-from storage.errors import Exit
+from hub.commands.terminal import Command, Terminal, short, table, terminal_of
+from storage.errors import Exit, FedhubError
+
+if TYPE_CHECKING:
+    from federation.home import Home
+
+ONLINE_POLL_S = 0.3
 
 app = typer.Typer(no_args_is_help=True, help="The lab agent, its ledger, and the steward's consents.")
 
@@ -26,6 +33,34 @@ def init(
         f"Site {site.name} of {site.institution} is registered with the node key {short(site.key_hint)}.",
         "Next: fedhub data describe FOLDER NAME, then: fedhub site up",
     )
+
+
+@app.command("up", cls=Command)
+def up(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Option(help="The site's name within your institution.")] = "main",
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> Exit:
+    """Run the lab agent until Ctrl-C: outbound connections only, no port is opened.
+
+    It does what this home's own consents allow, refuses everything else with a signed refusal, and keeps both in
+    the site's ledger. It is started again when it ends, and signs the status list every 12 hours.
+    """
+    from federation.lifeline import die_with
+    from federation.supervisor import run_site
+
+    terminal = terminal_of(ctx)
+    if parent is not None:
+        die_with(parent, signal.SIGTERM)
+    home = terminal.home
+    watch = threading.Thread(target=_tell_online, args=(terminal, home, name), daemon=True)
+    watch.start()
+
+    def say(line: str) -> None:
+        print(line, file=terminal.err, flush=True)
+
+    run_site(home, name=name, say=say, stop=terminal.stop)
+    return terminal.done({"stopped": True}, "The agent has stopped; its ledger keeps what was done.")
 
 
 @app.command("status", cls=Command)
@@ -162,6 +197,21 @@ def approve(
         f"Signed, logged at {record.index}, kept in {home.path}/statements. "
         f"To end it: fedhub grant revoke {short(record.id)}",
     )
+
+
+def _tell_online(terminal: Terminal, home: "Home", name: str) -> None:
+    """Say once that the hub sees this site online."""
+    while not terminal.stop.wait(ONLINE_POLL_S):
+        try:
+            with home.client("snapshot") as client:
+                sites = client.sites()
+        except FedhubError:
+            continue  # the supervisor says what is wrong
+        if any(each.online for each in sites if (each.institution, each.name) == (home.institution, name)):
+            break
+    if terminal.json:
+        terminal.write_json({"institution": home.institution, "site": name, "online": True})
+    terminal.say(f"Site {name} of {home.institution} is online at {home.fleet}. Ctrl-C stops it.")
 
 
 def _did(entry: dict[str, object]) -> str:
