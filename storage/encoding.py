@@ -23,6 +23,7 @@ JSON_LIMIT_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_READ_DEPTH = 64  # of standard documents, which others may nest deeper than we do
 MAX_INTEGER = 2**53 - 1
+LAST_SECOND = 253_402_300_799  # of the year 9999
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z")
@@ -179,9 +180,14 @@ def unb64(text: object, code: str = "E_MALFORMED") -> bytes:
 def format_time(seconds: int) -> str:
     """Whole seconds since 1970 as ``YYYY-MM-DDThh:mm:ssZ``.
 
+    Raises:
+        Rejected: ``E_STATEMENT``; before 1970 or after the year 9999.
+
     >>> format_time(0)
     '1970-01-01T00:00:00Z'
     """
+    if not 0 <= seconds <= LAST_SECOND:
+        raise Rejected("E_STATEMENT", f"time: expected a moment from 1970 to 9999, found {shown(seconds)}")
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

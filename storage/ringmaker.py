@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import Signature, SSlibKey  # type: ignore[attr-defined]
 from tuf.api.metadata import Metadata, Role, Root  # type: ignore[attr-defined]
 
-from storage.encoding import check_institution
+from storage.encoding import check_institution, format_time
 from storage.errors import Misuse, Rejected
 from storage.keyring import INSTITUTION_MEMBER, ROLES, RingVersion, read_version
 from storage.signing import PrivateKey, PublicKey, key_hint, public_pem, sign_bytes
@@ -43,9 +43,11 @@ def make_ring(
         before: version N-1, when N > 1: what is made is then checked against it too.
     Raises:
         Misuse: the roles are not exactly those four.
-        Rejected: ``E_KEYRING``; too few signers, a key in two working roles, an impossible threshold.
+        Rejected: ``E_KEYRING``; too few signers, a key in two working roles, an impossible threshold;
+            ``E_STATEMENT``; it would expire outside the calendar.
     """
     check_institution(institution, "E_KEYRING")
+    format_time(expires_at)
     if set(keys) != set(ROLES):
         raise Misuse("E_MISUSE", f"make_ring: expected the roles {', '.join(ROLES)}")
     public = {role: [_public(key) for key in keys[role]] for role in ROLES}

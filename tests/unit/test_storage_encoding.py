@@ -172,6 +172,12 @@ def test_time_is_read_as_it_is_written() -> None:
     assert format_time(0) == "1970-01-01T00:00:00Z"
 
 
+@pytest.mark.parametrize("seconds", [-1, 253_402_300_800, 10**30])
+def test_moment_outside_the_calendar_is_not_written(seconds: int) -> None:
+    with pytest.raises(Rejected, match="from 1970 to 9999"):
+        format_time(seconds)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -263,5 +269,9 @@ def test_name_that_no_asset_may_have_is_refused(name: object) -> None:
 
 
 def test_name_of_an_asset_is_given_back() -> None:
-    for name in ("lab-a.example/m", "lab-a.example/a/b.c/d_e-f", "lab-a.example/" + "m" * 96):
+    longest = "lab-a.example/" + "/".join(["m" * 96] * 5) + "/" + "m" * 13
+    assert len(longest) == 512
+    with pytest.raises(Rejected):
+        check_asset_name(longest + "m")
+    for name in (longest, "lab-a.example/m", "lab-a.example/a/b.c/d_e-f", "lab-a.example/" + "m" * 96):
         assert check_asset_name(name) == name
