@@ -2,7 +2,7 @@
 
 Made for large bodies: ``http.client`` reads straight into the caller's buffer, which general clients do not.
 No credential of ours is ever sent from here: an order carries its own signature in its headers, a read URL in
-its query, and stores refuse a request that bears a second one. Redirects are followed by hand, a few and never
+its query, and stores refuse a request that bears a second one. Redirects are followed by hand, a few, never
 from https to http. Used by ``federation.transfer`` only.
 """
 
@@ -47,6 +47,7 @@ class Peers:
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._context = context
         self._open: dict[tuple[str, str], http.client.HTTPConnection] = {}
+        self._response: http.client.HTTPResponse | None = None  # the last one: it may hold a socket by itself
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         """Ask for ``url``, following redirects by hand.
@@ -62,6 +63,7 @@ class Peers:
             target = urljoin(url, response.getheader("Location") or "")
             response.read(MAX_PROBLEM_BYTES)
             if response.will_close or not response.isclosed():
+                response.close()
                 self.drop(url)
             if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
                 raise Unchecked("E_REDIRECT", f"{origin_of(url)} leads from https to {origin_of(target)}")
@@ -88,6 +90,7 @@ class Peers:
         except _FAILURES as error:
             self.drop(url)
             raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
+        response.close()
         if response.will_close:
             self.drop(url)
         return response
@@ -96,7 +99,8 @@ class Peers:
         connection = self._connection(url)
         try:
             self._start(connection, "GET", url, headers)
-            return connection.getresponse()
+            self._response = connection.getresponse()
+            return self._response
         except _FAILURES as error:
             self.drop(url)
             raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
@@ -150,7 +154,10 @@ class Peers:
             connection.close()
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, also under an answer that is being read."""
+        if self._response is not None:
+            self._response.close()
+            self._response = None
         for connection in self._open.values():
             connection.close()
         self._open.clear()

@@ -448,15 +448,17 @@ def _in_streams(count: int, work: Callable[[T, Peers, threading.Event], None], i
             stop.set()
             raise
 
-    with ThreadPoolExecutor(max(1, min(count, len(items))), thread_name_prefix="transfer") as pool:
-        futures = [pool.submit(one, item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            stop.set()
-    for peers in opened:
-        peers.close()
+    try:
+        with ThreadPoolExecutor(max(1, min(count, len(items))), thread_name_prefix="transfer") as pool:
+            futures = [pool.submit(one, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                stop.set()
+    finally:
+        for peers in opened:
+            peers.close()
 
 
 def _wait_s(attempt: int) -> float:

@@ -1,0 +1,486 @@
+"""Files go up by orders and come down checked, over every store; then over servers that misbehave."""
+
+import errno
+import hashlib
+import http.server
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import federation.transfer
+import storage.manifests
+from federation.transfer import fetch, install, send_file
+from federation.wire import Upload, UploadOrder
+from storage.blobs import BlobStore, Order
+from storage.errors import FedhubError, Refused, Rejected, Unchecked
+from tests.servers import StoreMaker, running_store, store_names
+
+PART = 5 << 20  # S3 refuses smaller parts but the last
+SMALL = os.urandom(300_000)
+LARGE = os.urandom(3 * PART + 12_345)
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def parts_of(data: bytes) -> list[str]:
+    return [sha(data[start : start + PART]) for start in range(0, len(data), PART)]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 5 MiB, and no patience to speak of."""
+    monkeypatch.setattr(storage.manifests, "PART_BYTES", PART)
+    monkeypatch.setattr(federation.transfer, "PART_BYTES", PART)
+    monkeypatch.setattr(federation.transfer, "LONGEST_WAIT_S", 0.02)
+
+
+@pytest.fixture(scope="module", params=store_names())
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
+    with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
+        yield maker
+
+
+class StoreHub:
+    """As much of a hub as uploads need, straight over a store."""
+
+    def __init__(self, store: BlobStore, key: str) -> None:
+        self.store, self.key = store, key
+        self.there = False
+        self.announced: tuple[str, int, list[str] | None] = ("", 0, None)
+        self.upload_id: str | None = None
+        self.given: list[list[int]] = []
+        self.checks = 2  # how often the hub still says "checking"
+        self.spoil: Callable[[int, Order], Order] = lambda number, order: order
+
+    def upload(
+        self, sha256: str, size: int, *, parts: Sequence[str] | None = None, plan: str | None = None
+    ) -> Upload:
+        self.announced = (sha256, size, list(parts) if parts else None)
+        if self.there:
+            return Upload(id="u", state="stored")
+        if parts and self.upload_id is None:
+            self.upload_id = self.store.begin_parts(self.key)
+        return self.upload_orders("u")
+
+    def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
+        sha256, size, parts = self.announced
+        if self.store.size(self.key) is not None:
+            self.checks -= 1
+            return Upload(id="u", state="checking" if self.checks > 0 and parts else "stored")
+        if parts is None or self.upload_id is None:
+            orders, done = {0: self.store.order(self.key, sha256, size)}, []
+        else:
+            done = sorted(self.store.stored_parts(self.key, self.upload_id))
+            lengths = {n: min(PART, size - (n - 1) * PART) for n in range(1, len(parts) + 1)}
+            orders = {
+                n: self.store.part_order(self.key, self.upload_id, n, parts[n - 1], lengths[n])
+                for n in lengths
+                if n not in done
+            }
+        self.given.append(sorted(orders))
+        wired = []
+        for number, order in orders.items():
+            order = self.spoil(number, order)
+            wired.append(
+                UploadOrder(
+                    part=number, method="PUT", url=order.url, headers=order.headers, expires=order.expires
+                )
+            )
+        return Upload(id="u", state="open", orders=wired, done_parts=done)
+
+    def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
+        if self.upload_id is not None:
+            self.store.complete_parts(
+                self.key, self.upload_id, self.store.stored_parts(self.key, self.upload_id)
+            )
+        if self.store.size(self.key) is None:
+            raise Refused("E_INCOMPLETE", "the store holds no bytes of it", status=409)
+        return Upload(id="u", state="checking" if self.announced[2] else "stored")
+
+
+@pytest.fixture
+def hub(make: StoreMaker, request: pytest.FixtureRequest) -> StoreHub:
+    return StoreHub(make(), f"blobs/{sha(request.node.name.encode())[:16]}.t")
+
+
+def file_of(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(data)
+    return path
+
+
+# --- up and down ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [SMALL, LARGE, LARGE[: 2 * PART], LARGE[:PART], b""],
+    ids=["small", "large", "two parts", "one part", "empty"],
+)
+def test_file_comes_back_as_it_went(hub: StoreHub, tmp_path: Path, data: bytes) -> None:
+    seen: list[tuple[int, int]] = []
+    upload = send_file(hub, file_of(tmp_path, data), progress=lambda done, total: seen.append((done, total)))
+    assert upload.state == "stored"
+    assert hub.store.size(hub.key) == len(data)
+    assert seen[-1] == (len(data), len(data))
+
+    seen.clear()
+    place = tmp_path / "partial"
+    url = hub.store.signed_url(hub.key, expires_s=60)
+    parts = parts_of(data) if len(data) > PART else None
+    fetch(url, place, sha(data), len(data), parts, progress=lambda done, total: seen.append((done, total)))
+    assert place.read_bytes() == data
+    assert not data or seen[-1] == (len(data), len(data))
+    install(place, tmp_path / "final")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "weights.safetensors"]
+
+
+def test_file_that_the_hub_has_is_not_sent(hub: StoreHub, tmp_path: Path) -> None:
+    hub.there = True
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    assert hub.given == []
+
+
+def test_expired_orders_are_renewed_for_the_parts_that_are_missing(
+    hub: StoreHub, make: StoreMaker, tmp_path: Path
+) -> None:
+    stale = make(-3600)
+
+    def expire_one(number: int, order: Order) -> Order:
+        if number != 3 or len(hub.given) > 1 or hub.upload_id is None:
+            return order
+        return stale.part_order(hub.key, hub.upload_id, 3, parts_of(LARGE)[2], PART)
+
+    hub.spoil = expire_one
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    assert hub.given[0] == [1, 2, 3, 4]
+    assert 3 in hub.given[1]
+    assert hub.store.get(hub.key) == LARGE
+
+
+def test_repeat_after_a_crash_sends_only_what_is_missing(hub: StoreHub, tmp_path: Path) -> None:
+    def lose(number: int, order: Order) -> Order:
+        return (
+            Order("PUT", "http://127.0.0.1:9/nobody", order.headers, order.expires) if number > 2 else order
+        )
+
+    hub.spoil = lose
+    with pytest.raises(Unchecked, match=r"E_STORE_UNREACHABLE.*weights\.safetensors.*127\.0\.0\.1:9"):
+        send_file(hub, file_of(tmp_path, LARGE))
+    assert hub.upload_id is not None
+    stored = sorted(hub.store.stored_parts(hub.key, hub.upload_id))
+    hub.given.clear()
+    hub.spoil = lambda number, order: order
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    assert hub.given == [[n for n in (1, 2, 3, 4) if n not in stored]]
+    assert hub.store.get(hub.key) == LARGE
+
+
+def test_file_that_changes_while_it_is_sent_is_not_stored(hub: StoreHub, tmp_path: Path) -> None:
+    path = file_of(tmp_path, LARGE)
+
+    def change(number: int, order: Order) -> Order:
+        with path.open("r+b") as file:
+            file.seek(PART + 7)
+            file.write(bytes([LARGE[PART + 7] ^ 1]))
+        return order
+
+    hub.spoil = change
+    with pytest.raises(Rejected, match=r"E_FILE_CHANGED.*weights\.safetensors changed"):
+        send_file(hub, path)
+    assert hub.store.size(hub.key) is None
+
+
+def test_flipped_byte_in_the_store_is_found_while_reading(hub: StoreHub, tmp_path: Path) -> None:
+    for data in (SMALL, LARGE):
+        broken = bytearray(data)
+        broken[-5] ^= 1
+        hub.store.put(hub.key, bytes(broken))
+        url = hub.store.signed_url(hub.key, expires_s=60)
+        parts = parts_of(data) if len(data) > PART else None
+        with pytest.raises(Rejected, match=r"E_DIGEST.*partial: part"):
+            fetch(url, tmp_path / "partial", sha(data), len(data), parts)
+    hub.store.put(hub.key, LARGE)  # mended: only the bad part is read again
+    seen: list[int] = []
+    url = hub.store.signed_url(hub.key, expires_s=60)
+    fetch(
+        url,
+        tmp_path / "partial",
+        sha(LARGE),
+        len(LARGE),
+        parts_of(LARGE),
+        progress=lambda done, total: seen.append(done),
+    )
+    assert (tmp_path / "partial").read_bytes() == LARGE
+    assert not (tmp_path / "partial.journal").exists()
+
+
+def test_object_of_another_size_is_refused(hub: StoreHub, tmp_path: Path) -> None:
+    for stored in (SMALL + b"x", SMALL[:-1]):
+        hub.store.put(hub.key, stored)
+        url = hub.store.signed_url(hub.key, expires_s=60)
+        with pytest.raises(Rejected, match=r"E_SIZE"):
+            fetch(url, tmp_path / "partial", sha(SMALL), len(SMALL))
+        assert list(tmp_path.iterdir()) == []
+
+
+# --- servers that misbehave ---------------------------------------------------------------------------------------
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Answers as the test's ``answer`` says: (status, headers, body); a cut body is announced longer."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        server.seen.append((self.path, dict(self.headers)))
+        status, headers, body = server.answer(self.path, self.headers.get("Range"), len(server.seen))
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        if int(headers.get("Content-Length", len(body))) != len(body):
+            self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class OddServer:
+    def __init__(self, answer: Callable[[str, str | None, int], Reply]) -> None:
+        self._server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+        self._server.seen, self._server.answer = [], answer
+        self.seen: list[tuple[str, dict[str, str]]] = self._server.seen
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def __enter__(self) -> "OddServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def ranged(data: bytes, asked: str | None) -> Reply:
+    if asked is None:
+        return 200, {}, data
+    start, end = (int(text) for text in asked.removeprefix("bytes=").split("-"))
+    return 206, {"Content-Range": f"bytes {start}-{end}/{len(data)}"}, data[start : end + 1]
+
+
+def test_redirects_are_followed_anew_for_every_part_and_bear_no_credential(tmp_path: Path) -> None:
+    with (
+        OddServer(lambda path, asked, n: ranged(LARGE, asked)) as store,
+        OddServer(
+            lambda path, asked, n: (307, {"Location": f"{store.url}/x?signature={n}"}, b"see there")
+        ) as door,
+    ):
+        fetch(f"{door.url}/d/capability", tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE))
+    assert (tmp_path / "p").read_bytes() == LARGE
+    assert len(door.seen) == len(store.seen) == 4
+    assert len({path for path, _ in store.seen}) == 4
+    for _, headers in [*door.seen, *store.seen]:
+        assert not {name.lower() for name in headers} & {"authorization", "cookie", "proxy-authorization"}
+
+
+def test_signed_url_that_died_on_the_way_is_asked_for_again(tmp_path: Path) -> None:
+    with (
+        OddServer(lambda path, asked, n: (403, {}, b"expired") if n == 1 else ranged(SMALL, asked)) as store,
+        OddServer(lambda path, asked, n: (307, {"Location": f"{store.url}/{n}"}, b"")) as door,
+    ):
+        fetch(door.url + "/d", tmp_path / "p", sha(SMALL), len(SMALL))
+    assert [path for path, _ in store.seen] == ["/1", "/2"]
+
+
+def test_refusal_of_the_download_origin_is_told_with_its_code(tmp_path: Path) -> None:
+    body = b'{"type":"about:blank","status":403,"code":"E_REVOKED","detail":"grant 12 was revoked","hint":"ask the owner"}'
+    answer = (403, {"Content-Type": "application/problem+json"}, body)
+    with (
+        OddServer(lambda path, asked, n: answer) as door,
+        pytest.raises(Refused, match=r"E_REVOKED: grant 12 was revoked") as error,
+    ):
+        fetch(door.url + "/d", tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE))
+    assert (error.value.status, error.value.hint) == (403, "ask the owner")
+    assert (tmp_path / "p").stat().st_size == len(LARGE)  # kept for a repeat
+
+
+@pytest.mark.parametrize(
+    ("answer", "match"),
+    [
+        (
+            (200, {"Content-Length": "300000"}, SMALL[:1000]),
+            r"E_STORE_UNREACHABLE.*ended after 1000 of 300000",
+        ),
+        ((500, {}, b"no"), r"E_STORE_UNREACHABLE.*answered 500"),
+        ((404, {}, b"no"), r"E_DOWNLOAD.*answered 404"),
+        ((206, {}, SMALL), r"E_DOWNLOAD.*answered 206"),
+        ((200, {}, SMALL + SMALL), r"E_SIZE.*600000 bytes come"),
+        ((302, {"Location": "/again"}, b""), r"E_REDIRECT.*more than 3"),
+        ((302, {"Location": "ftp://x/y"}, b""), r"E_REDIRECT.*no http"),
+        ((302, {"Location": "file:///etc/passwd"}, b""), r"E_REDIRECT.*no http"),
+        ((302, {"Location": "http://user:pw@127.0.0.1:9/y"}, b""), r"E_REDIRECT.*no http"),
+        ((403, {"Content-Type": "application/problem+json"}, b"[1]"), r"E_DOWNLOAD.*broken explanation"),
+        (
+            (403, {"Content-Type": "application/problem+json"}, b'{"code":"\\u001b[31m","detail":"x"}'),
+            r"E_DOWNLOAD: x",
+        ),
+    ],
+)
+def test_odd_answer_is_an_error_that_says_what_came(tmp_path: Path, answer: Reply, match: str) -> None:
+    with OddServer(lambda path, asked, n: answer) as server, pytest.raises(FedhubError, match=match) as error:
+        fetch(server.url + "/secret-capability", tmp_path / "p", sha(SMALL), len(SMALL))
+    assert "secret-capability" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answer_without_a_length_is_read_to_the_announced_size_and_no_further(tmp_path: Path) -> None:
+    def chunked(body: bytes) -> Reply:
+        return (
+            200,
+            {"Transfer-Encoding": "chunked", "Content-Length": ""},
+            b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+        )
+
+    class Chunked(Odd):
+        def do_GET(self) -> None:
+            server: Any = self.server
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(chunked(server.body)[2])
+
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Chunked)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        server.body = SMALL
+        fetch(url, tmp_path / "p", sha(SMALL), len(SMALL))
+        assert (tmp_path / "p").read_bytes() == SMALL
+        server.body = SMALL + b"x"
+        with pytest.raises(Rejected, match=r"E_SIZE.*more than the 300000"):
+            fetch(url, tmp_path / "q", sha(SMALL), len(SMALL))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_range_that_is_ignored_is_an_error_and_nothing_is_believed(tmp_path: Path) -> None:
+    with (
+        OddServer(lambda path, asked, n: (200, {}, LARGE)) as server,
+        pytest.raises(Refused, match=r"answered 200"),
+    ):
+        fetch(server.url, tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE))
+
+
+def test_broken_connections_are_tried_again_and_only_missing_parts_asked_for(tmp_path: Path) -> None:
+    def flaky(path: str, asked: str | None, n: int) -> Reply:
+        status, headers, body = ranged(LARGE, asked)
+        if n <= 3:
+            return status, headers | {"Content-Length": str(len(body))}, body[: len(body) // 2]
+        return status, headers, body
+
+    with OddServer(flaky) as server:
+        fetch(server.url, tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE), streams=2)
+    assert (tmp_path / "p").read_bytes() == LARGE
+    assert len(server.seen) == 3 + 4
+
+
+def test_repeat_reads_only_the_parts_that_are_missing_or_damaged_meanwhile(tmp_path: Path) -> None:
+    place = tmp_path / "p"
+    with (
+        OddServer(
+            lambda path, asked, n: (
+                ranged(LARGE, asked)
+                if asked and asked.startswith(("bytes=0-", "bytes=5242880-"))
+                else (404, {}, b"")
+            )
+        ) as server,
+        pytest.raises(Refused),
+    ):
+        fetch(server.url, place, sha(LARGE), len(LARGE), parts_of(LARGE), streams=1)
+    with place.open("r+b") as file:
+        file.seek(9)
+        file.write(b"spoiled")
+    with OddServer(lambda path, asked, n: ranged(LARGE, asked)) as server:
+        fetch(server.url, place, sha(LARGE), len(LARGE), parts_of(LARGE), streams=1)
+    assert [headers["Range"].split("=")[1].split("-")[0] for _, headers in server.seen] == [
+        "0",
+        str(2 * PART),
+        str(3 * PART),
+    ]
+    assert place.read_bytes() == LARGE
+
+
+def test_journal_of_another_file_is_not_believed(tmp_path: Path) -> None:
+    place = tmp_path / "p"
+    place.write_bytes(bytes(len(LARGE)))
+    for text in (
+        "",
+        "garbage",
+        '{"sha256": "x", "size": 1}\n1\n2\n',
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ):
+        (tmp_path / "p.journal").write_text(text)
+        with OddServer(lambda path, asked, n: ranged(LARGE, asked)) as server:
+            fetch(server.url, place, sha(LARGE), len(LARGE), parts_of(LARGE))
+        assert place.read_bytes() == LARGE
+        assert len(server.seen) == 4
+
+
+def test_parts_that_do_not_fit_the_size_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match=r"E_SIZE.*are not 3 parts"):
+        fetch("http://127.0.0.1:9/", tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE)[:3])
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+def test_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with (
+        OddServer(lambda path, asked, n: ranged(LARGE, asked)) as server,
+        pytest.raises(Unchecked, match=rf"E_DISK_FULL: no room for the {len(LARGE)} bytes of .*/p") as error,
+    ):
+        fetch(server.url, tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE))
+    assert "make room" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_proxy_of_the_environment_is_used_for_others_and_never_for_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OddServer(lambda path, asked, n: ranged(SMALL, asked)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//user:p%40ss@"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        fetch("http://store.example/a?b=c", tmp_path / "p", sha(SMALL), len(SMALL))
+        assert proxy.seen[0][0] == "http://store.example/a?b=c"
+        assert proxy.seen[0][1]["Proxy-Authorization"] == "Basic dXNlcjpwQHNz"
+        with OddServer(lambda path, asked, n: ranged(SMALL, asked)) as local:
+            fetch(local.url + "/x", tmp_path / "p", sha(SMALL), len(SMALL))
+        assert len(proxy.seen) == 1
+        assert "Proxy-Authorization" not in local.seen[0][1]
+
+
+def test_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unchecked, match=r"E_STORE_UNREACHABLE.*http://127\.0\.0\.1:9.*Refused"):
+        fetch("http://127.0.0.1:9/secret", tmp_path / "p", sha(SMALL), len(SMALL))
