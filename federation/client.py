@@ -261,6 +261,19 @@ class HubClient:
         raw = self._call("PUT", f"models/{_name(name)}/tags/{_part(tag)}", {"version": version})
         return _answer(raw, TypeAdapter(wire.ModelVersion), "tag")
 
+    def set_visibility(self, name: str, visibility: str) -> wire.Model:
+        """Say who may see a model: ``public``, ``gated`` or ``private``; to open it takes the targets key."""
+        raw = self._call("PUT", f"models/{_name(name)}/visibility", {"visibility": visibility})
+        return _answer(raw, TypeAdapter(wire.Model), "visibility")
+
+    def approvals(self, name: str, version: int) -> wire.Approvals:
+        """How far a version is from its release, as the hub counts it."""
+        return self._get(f"models/{_name(name)}/versions/{version}/approvals", wire.Approvals)
+
+    def releases(self) -> list[wire.Release]:
+        """Released versions, newest first."""
+        return self._list("releases", wire.Release)
+
     def manifest(self, name: str, version: int) -> bytes:
         """``manifest.json`` of a version; its digest must be the asset id you expect."""
         return self._call("GET", f"models/{_name(name)}/versions/{version}/manifest")
