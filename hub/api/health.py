@@ -3,16 +3,13 @@
 ``Meters`` counts requests of this process; everything else is asked of the database when somebody looks.
 """
 
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, func, select
 
@@ -23,51 +20,73 @@ from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RunRow, SiteR
 from storage.errors import FedhubError
 
 router = APIRouter(tags=["health"])
-disable_created_metrics()
 BEHIND_S = 60  # a log that lags this long behind its rows is not healthy
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Meters:
-    """The figures of one process."""
+    """Counts this process's requests and prints all figures in Prometheus' text form."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        names = ["method", "route", "status"]
-        self._requests = Counter("fedhub_requests", "Requests answered", names, registry=self.registry)
-        self._seconds = Histogram(
-            "fedhub_request_seconds", "Time to answer", ["route"], registry=self.registry
-        )
-        self._entries = Gauge("fedhub_log_entries", "Statements sequenced", registry=self.registry)
-        self._published = Gauge(
-            "fedhub_log_published", "Statements under the signed head", registry=self.registry
-        )
-        self._members = Gauge("fedhub_institutions", "Institutions", ["state"], registry=self.registry)
-        self._runs = Gauge("fedhub_runs", "Runs", ["state"], registry=self.registry)
-        self._sites = Gauge("fedhub_sites_online", "Sites whose agent is connected", registry=self.registry)
-        about = Gauge("fedhub_build", "Version of this hub", ["version"], registry=self.registry)
-        about.labels(__version__).set(1)
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, str, str]] = Counter()  # method, route, status
+        self._buckets = [0] * (len(BUCKETS_S) + 1)
+        self._seconds = 0.0
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request, by its route's template."""
-        self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        with self._lock:
+            self._requests[method, route, str(status)] += 1
+            self._buckets[bisect_left(BUCKETS_S, seconds)] += 1
+            self._seconds += seconds
 
-    def read_rows(self, session: Session) -> None:
-        """Take the figures that rows hold."""
-        self._entries.set(session.exec(select(LogSequenceRow.next_index)).one())
-        self._published.set(session.exec(select(LogHeadRow.size)).one())
-        self._sites.set(
-            session.exec(select(func.count()).select_from(SiteRow).where(col(SiteRow.online))).one()
-        )
-        self._members.clear()
-        self._runs.clear()
-        for state, count in session.exec(
-            select(InstitutionRow.state, func.count()).group_by(InstitutionRow.state)
-        ):
-            self._members.labels(state).set(count)
-        for state, count in session.exec(select(RunRow.state, func.count()).group_by(RunRow.state)):
-            self._runs.labels(state).set(count)
+    def text(self, session: Session) -> str:
+        """One figure a line."""
+        return "".join(f"{line}\n" for line in [*self._rows(session), *self._own()])
+
+    def _own(self) -> Iterator[str]:
+        with self._lock:
+            requests, buckets, seconds = self._requests.copy(), list(self._buckets), self._seconds
+        yield "# TYPE fedhub_requests_total counter"
+        for (method, route, status), count in sorted(requests.items()):
+            labels = {"method": method, "route": route, "status": status}
+            yield f"fedhub_requests_total{_labels(labels)} {count}"
+        yield "# TYPE fedhub_request_seconds histogram"
+        total = 0
+        for edge, count in zip([*map(str, BUCKETS_S), "+Inf"], buckets, strict=True):
+            total += count
+            yield f'fedhub_request_seconds_bucket{{le="{edge}"}} {total}'
+        yield f"fedhub_request_seconds_sum {seconds:.6f}"
+        yield f"fedhub_request_seconds_count {total}"
+
+    def _rows(self, session: Session) -> Iterator[str]:
+        yield "# TYPE fedhub_build gauge"
+        yield f"fedhub_build{_labels({'version': __version__})} 1"
+        online = select(func.count()).select_from(SiteRow).where(col(SiteRow.online))
+        figures = {
+            "fedhub_log_entries": session.exec(select(LogSequenceRow.next_index)).one(),
+            "fedhub_log_published": session.exec(select(LogHeadRow.size)).one(),
+            "fedhub_sites_online": session.exec(online).one(),
+        }
+        for name, value in figures.items():
+            yield f"# TYPE {name} gauge"
+            yield f"{name} {value}"
+        members = select(InstitutionRow.state, func.count()).group_by(InstitutionRow.state)
+        runs = select(RunRow.state, func.count()).group_by(RunRow.state)
+        for name, query in (("fedhub_institutions", members), ("fedhub_runs", runs)):
+            yield f"# TYPE {name} gauge"
+            for state, count in session.exec(query):
+                yield f"{name}{_labels({'state': state})} {count}"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    """Labels as Prometheus writes them; a method can be any text that a client sends."""
+    escaped = {
+        name: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        for name, value in labels.items()
+    }
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
 
 
 @router.get("/healthz")
@@ -88,8 +107,7 @@ def ready(hub: HubHere) -> JSONResponse:
 def metrics(request: Request, session: ReadSession) -> Response:
     """Figures in Prometheus' text form."""
     meters: Meters = request.app.state.meters
-    meters.read_rows(session)
-    return Response(generate_latest(meters.registry), media_type=TEXT)
+    return Response(meters.text(session), media_type=TEXT)
 
 
 def _database(hub: Hub) -> str:
