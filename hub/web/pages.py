@@ -5,7 +5,7 @@ cookie that scripts cannot read; with ``FEDHUB_OPEN_PAGES`` anybody who reaches
 the hub sees them as an auditor would. Every page is whole without JavaScript.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -269,15 +269,20 @@ def _run_values(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> dict
     }
 
 
+def _figures(each: wire.Round) -> list[tuple[str, Mapping[str, float | int | str]]]:
+    """Who reported what in one round: all sites together first, then each by name."""
+    return [("all sites", dict(each.metrics)), *sorted(each.sites.items())]
+
+
 def _has(run: wire.Run, metric: str) -> bool:
-    return any(metric in figures for each in run.rounds for figures in (each.metrics, *each.sites.values()))
+    return any(metric in figures for each in run.rounds for _, figures in _figures(each))
 
 
 def draw_metric(run: wire.Run, metric: str) -> Curve:
     """The curve of one metric: a line for each site and one for all of them together."""
     series: dict[str, list[tuple[int, float]]] = {}
     for each in run.rounds:
-        for name, figures in [("all sites", each.metrics), *sorted(each.sites.items())]:
+        for name, figures in _figures(each):
             value = figures.get(metric)
             if isinstance(value, int | float):
                 series.setdefault(name, []).append((each.round, float(value)))
