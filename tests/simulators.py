@@ -404,6 +404,7 @@ class Story:
             alliance=self.alliance.fork(),
             consents=dict(self.consents),
             receipts=dict(self.receipts),
+            rounds=list(self.rounds),
             statuses=dict(self.statuses),
         )
 
@@ -429,7 +430,7 @@ class Story:
         return {k: v for k, v in {**predicate, **changes}.items() if v is not None}
 
 
-def consent_terms(plan: str, code: str, **conditions: Any) -> dict[str, Any]:
+def consent_terms(plan: str, code: str, /, **conditions: Any) -> dict[str, Any]:
     """The predicate of a consent to a plan."""
     terms = {
         "plan": plan,
