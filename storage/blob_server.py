@@ -18,6 +18,7 @@ import json
 import os
 import re
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -79,6 +80,7 @@ class Visit(socketserver.BaseRequestHandler):
     server: BlobServer
 
     def handle(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(self.request)
         try:
             while self._answer_one(connection):

@@ -55,7 +55,6 @@ class Connection:
         self.socket = sock
         self._held = bytearray()
         self._deadline = 0.0
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def read_request(self) -> Request | None:
         """The next request's head, or None when the peer is done.
