@@ -30,12 +30,17 @@ def repeatable(seed: int) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_num_threads(1)  # sums over threads would depend on how many there are
-        torch.use_deterministic_algorithms(True)
+        _set_deterministic(True, warn_only=False)
         try:
             yield torch.Generator().manual_seed(seed)
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            _set_deterministic(deterministic, warn_only=warn_only)
+
+
+def _set_deterministic(mode: bool, *, warn_only: bool) -> None:
+    """What ``torch.use_deterministic_algorithms`` sets, without the compiler that it imports (150 MB)."""
+    torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def fit(
@@ -58,14 +63,14 @@ def fit(
     """
     learning_rate, momentum = float(parameters["learningRate"]), float(parameters["momentum"])
     mu, batch = float(parameters["proximalMu"]), int(parameters["batch"])
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
+    step = _Sgd(model, learning_rate, momentum)
     received = [weight.detach().clone() for weight in model.parameters()] if mu else []
     model.train()
     total = 0.0
     for _ in range(epochs):
         total = 0.0
         for rows in torch.split(torch.randperm(len(labels), generator=generator), batch):
-            optimizer.zero_grad()
+            model.zero_grad()
             loss = nn.functional.cross_entropy(model(features[rows]), labels[rows])
             total += loss.item() * len(rows)
             if mu:
@@ -74,8 +79,36 @@ def fit(
                 ).sum()
                 loss = loss + mu / 2 * distance
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            step()
     return total / len(labels)
+
+
+class _Sgd:
+    """One step of SGD with momentum after another, bit for bit those of ``torch.optim.SGD``.
+
+    Written out, because torch's own optimizers import its compiler (3 s, 150 MB), which a small site would
+    pay for.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float, momentum: float) -> None:
+        self._weights = list(model.parameters())
+        self._learning_rate = learning_rate
+        self._momentum = momentum
+        self._velocity: list[Tensor | None] = [None] * len(self._weights)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for place, weight in enumerate(self._weights):
+            gradient = weight.grad
+            if gradient is None:
+                continue
+            if self._momentum:
+                velocity = self._velocity[place]
+                velocity = (
+                    gradient.clone() if velocity is None else velocity.mul_(self._momentum).add_(gradient)
+                )
+                self._velocity[place] = gradient = velocity
+            weight.add_(gradient, alpha=-self._learning_rate)
 
 
 def measure(model: nn.Module, features: Tensor, labels: Tensor) -> tuple[int, float]:
