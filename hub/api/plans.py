@@ -13,7 +13,7 @@ router = APIRouter(tags=["plans"])
 
 @router.post("/plans", status_code=201, responses=responses(409, 413))
 def submit(hub: HubHere, session: WriteSession, actor: CurrentActor, request: wire.PlanPost) -> wire.Plan:
-    """Log a signed plan with the recipe and config that it names (targets key)."""
+    """Log a signed plan with the recipe and config that it names."""
     return plans.submit(hub, session, actor, request)
 
 

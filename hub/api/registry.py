@@ -62,7 +62,7 @@ def visibility(
 def publish(
     hub: HubHere, actor: CurrentActor, institution: str, name: str, request: wire.VersionPost
 ) -> wire.ModelVersion:
-    """Make uploaded files a signed version, whole or not at all (targets key)."""
+    """Make uploaded files a signed version, whole or not at all."""
     return registry.publish(hub, actor, f"{institution}/{name}", request)
 
 

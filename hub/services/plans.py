@@ -219,7 +219,7 @@ def check_startable(session: Session, plan: Entry, evidence: Evidence, *, now: i
             "E_CONSENT",
             f"plan {plan.id}: {len(agreed)} of the {plan.says['minParticipants']} participants that it needs"
             f" consent; missing: {missing}",
-            f"Each of them decides with: fedhub grant consent {plan.id[:12]}",
+            f"Each of them decides with: fedhub site approve {plan.id[:12]}",
             status=409,
         )
     return said

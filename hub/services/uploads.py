@@ -23,7 +23,7 @@ from hub.errors import bad_field, conflict, not_found
 from hub.services.pulls import may_pull
 from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import Order
-from storage.errors import Refused
+from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
 
 COORDINATOR_NAME = "coordinator"
@@ -47,9 +47,13 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
     with hub.database.session_scope(write=False) as session:
         _check_may_upload(session, actor, request)
         row = _open_upload(session, actor, request)
-        there = row is None and _is_there(hub, session, actor, request)
+        there = _is_there(hub, session, actor, request)
     if row is not None:
-        return fresh_orders(hub, actor, row.id)
+        return (
+            _answer(hub, settle(hub, row.id, checked_by="store"))
+            if there
+            else fresh_orders(hub, actor, row.id)
+        )
     row = _new_row(hub, actor, request, stored=there)
     if request.parts is not None and not there:
         row.multipart = hub.store.begin_parts(row.key)
@@ -206,11 +210,10 @@ def _wire_order(part: int, order: Order) -> UploadOrder:
 
 def _raise_if_refused(row: UploadRow) -> None:
     if row.state == "refused":
-        raise Refused(
+        raise Rejected(
             "E_DIGEST",
             f"upload {row.id}: {row.reason}",
             "The file changed while it was sent, or its parts were hashed wrongly: announce it again.",
-            status=422,
         )
 
 
@@ -221,7 +224,8 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
     """Take note that all bytes are in the store; several parts are then checked as a whole.
 
     Raises:
-        Refused: ``E_INCOMPLETE`` (bytes are missing), ``E_DIGEST`` (the whole is not what was announced).
+        Refused: ``E_INCOMPLETE``, bytes are missing.
+        Rejected: ``E_DIGEST``, the whole is not what was announced.
     """
     with hub.database.session_scope(write=False) as session:
         row = _owned(session, actor, upload_id)
@@ -268,6 +272,8 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
         row.state = "stored"
         spare = row.key if blob.key != row.key else None
     if spare is not None:
+        if row.multipart is not None:
+            hub.store.abort_parts(row.key, row.multipart)
         hub.store.delete(spare)
     return row
 
