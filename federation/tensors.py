@@ -1,10 +1,10 @@
 """Named tensors in safetensors files: a reader that trusts nothing and a writer that hashes as it writes.
 
 A file is ``uint64 little-endian header length, JSON header, tensor bytes``. The reader checks the whole
-header against the file's size, and against the layout the caller expects, before it maps a tensor; then it
-hands out views of one memory map in pieces and gives the pages back. So memory is bounded by the piece, not
-the file. A mapped file must not be changed while it is open: readers are for files of our own, fetched and
-checked.
+header against the file's size, and against the layout the caller expects, before it reads a tensor; then it
+hands tensors out in pieces, so memory is bounded by the piece and not the file. It reads instead of mapping:
+as fast here, no page of the file counts as ours, and a file that is cut meanwhile is an error instead of a
+signal.
 
 Letters: n elements of one piece. Deliberately without torch, and never pickle.
 Source: https://huggingface.co/docs/safetensors, "Format"; our limits are tighter and stand below.
@@ -13,7 +13,6 @@ Source: https://huggingface.co/docs/safetensors, "Format"; our limits are tighte
 import hashlib
 import json
 import math
-import mmap
 import os
 import stat
 import struct
@@ -126,7 +125,7 @@ class TensorFile:
         """Open and check the header.
 
         Args:
-            path: a regular file that nobody changes while it is open.
+            path: a regular file.
             expect: the layout it must have, in names, types and shapes.
             size: the size in bytes that was announced.
         Raises:
@@ -134,11 +133,10 @@ class TensorFile:
             Rejected: ``E_TENSORS``: not a safetensors file within our limits; ``E_LAYOUT``: not as expected.
         """
         self.path = path
-        self._map: mmap.mmap | None = None
         try:
             self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise Unchecked("E_TENSORS_MISSING", f"{path.name}: cannot be read ({error.strerror})") from error
+            raise _unreadable(path, error) from error
         try:
             self._open(expect, size)
         except (FedhubError, OSError):
@@ -171,26 +169,32 @@ class TensorFile:
             )
         self._specs = {tensor.name: tensor for tensor in self.layout.tensors}
         self._start = start
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Elements ``start`` to ``stop`` of one tensor, flat, shape (n,), read-only.
+        """Elements ``start`` to ``stop`` of one tensor, flat, shape (n,), in its own type; bfloat16 as
+        float32.
 
-        A view of the map, in the tensor's own type; bfloat16 is widened to float32 (a copy). The pages stay
-        in memory until ``release``.
+        Raises:
+            Rejected: ``E_TENSORS``: the file has become shorter. Unchecked: the disk does not answer.
         """
-        if self._map is None:
+        if self._file.closed:
             raise Misuse("E_CLOSED", f"{self.path.name} is closed")
         spec = self._specs[name]
         dtype = _NUMPY[spec.dtype]
         stop = spec.count if stop is None else min(stop, spec.count)
-        if stop <= start:
-            return np.empty(0, np.float32 if spec.dtype == "BF16" else dtype)
-        offset = self._start + self._offsets[name] + start * dtype.itemsize
-        view: Array = np.frombuffer(self._map, dtype, stop - start, offset)
-        if spec.dtype == "BF16":
-            return widen_bf16(view)
-        return view
+        values: Array = np.empty(max(0, stop - start), dtype)
+        self._fill(values.view(np.uint8).data, self._start + self._offsets[name] + start * dtype.itemsize)
+        return widen_bf16(values) if spec.dtype == "BF16" else values
+
+    def _fill(self, buffer: memoryview, offset: int) -> None:
+        while buffer:
+            try:
+                count = os.preadv(self._file.fileno(), [buffer], offset)
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            if count == 0:
+                raise _malformed(self.path, "it has become shorter while it was read")
+            buffer, offset = buffer[count:], offset + count
 
     def pieces(self, name: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
         """The (start, stop) pairs that cut one tensor into pieces of at most ``size`` elements."""
@@ -198,23 +202,11 @@ class TensorFile:
         for start in range(0, count, size):
             yield start, min(start + size, count)
 
-    def release(self) -> None:
-        """Give the pages read so far back to the system; views stay valid and read from disk again."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
-
     def array(self, name: str) -> Array:
-        """A copy of one whole tensor in its own shape; bfloat16 as float32."""
-        copy: Array = self.read(name).reshape(self._specs[name].shape).copy()
-        return copy
+        """One whole tensor in its own shape; bfloat16 as float32."""
+        return self.read(name).reshape(self._specs[name].shape)
 
     def close(self) -> None:
-        if self._map is not None:
-            try:
-                self._map.close()
-            except BufferError:
-                pass  # a view is still alive somewhere; the map goes when it does
-            self._map = None
         self._file.close()
 
     def __enter__(self) -> "TensorFile":
@@ -453,6 +445,10 @@ def _read_entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int, 
 def _counts(value: object) -> bool:
     """Whether ``value`` is a list of whole numbers from 0 to 2^53."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 53 for item in value)
+
+
+def _unreadable(path: Path, error: OSError) -> Unchecked:
+    return Unchecked("E_TENSORS_MISSING", f"{path.name}: cannot be read ({error.strerror})")
 
 
 def _unwritable(path: Path, error: OSError) -> Unchecked:
