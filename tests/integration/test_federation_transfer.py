@@ -5,7 +5,7 @@ import hashlib
 import http.server
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import pytest
 import federation.transfer
 import storage.manifests
 from federation.transfer import fetch, install, send_file
-from federation.wire import Upload, UploadOrder
-from storage.blobs import BlobStore, Order
+from storage.blobs import Order
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
-from tests.servers import StoreMaker, running_store, store_names
+from tests.servers import StoreHub, StoreMaker, running_store, store_names
 
 PART = 5 << 20  # S3 refuses smaller parts but the last
 SMALL = os.urandom(300_000)
@@ -44,64 +43,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
     with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
         yield maker
-
-
-class StoreHub:
-    """As much of a hub as uploads need, straight over a store."""
-
-    def __init__(self, store: BlobStore, key: str) -> None:
-        self.store, self.key = store, key
-        self.there = False
-        self.announced: tuple[str, int, list[str] | None] = ("", 0, None)
-        self.upload_id: str | None = None
-        self.given: list[list[int]] = []
-        self.checks = 2  # how often the hub still says "checking"
-        self.spoil: Callable[[int, Order], Order] = lambda number, order: order
-
-    def upload(
-        self, sha256: str, size: int, *, parts: Sequence[str] | None = None, plan: str | None = None
-    ) -> Upload:
-        self.announced = (sha256, size, list(parts) if parts else None)
-        if self.there:
-            return Upload(id="u", state="stored")
-        if parts and self.upload_id is None:
-            self.upload_id = self.store.begin_parts(self.key)
-        return self.upload_orders("u")
-
-    def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
-        sha256, size, parts = self.announced
-        if self.store.size(self.key) is not None:
-            self.checks -= 1
-            return Upload(id="u", state="checking" if self.checks > 0 and parts else "stored")
-        if parts is None or self.upload_id is None:
-            orders, done = {0: self.store.order(self.key, sha256, size)}, []
-        else:
-            done = sorted(self.store.stored_parts(self.key, self.upload_id))
-            lengths = {n: min(PART, size - (n - 1) * PART) for n in range(1, len(parts) + 1)}
-            orders = {
-                n: self.store.part_order(self.key, self.upload_id, n, parts[n - 1], lengths[n])
-                for n in lengths
-                if n not in done
-            }
-        self.given.append(sorted(orders))
-        wired = []
-        for number, order in orders.items():
-            order = self.spoil(number, order)
-            wired.append(
-                UploadOrder(
-                    part=number, method="PUT", url=order.url, headers=order.headers, expires=order.expires
-                )
-            )
-        return Upload(id="u", state="open", orders=wired, done_parts=done)
-
-    def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
-        if self.upload_id is not None:
-            self.store.complete_parts(
-                self.key, self.upload_id, self.store.stored_parts(self.key, self.upload_id)
-            )
-        if self.store.size(self.key) is None:
-            raise Refused("E_INCOMPLETE", "the store holds no bytes of it", status=409)
-        return Upload(id="u", state="checking" if self.announced[2] else "stored")
 
 
 @pytest.fixture
@@ -257,11 +198,20 @@ class Odd(http.server.BaseHTTPRequestHandler):
 Reply = tuple[int, dict[str, str], bytes]
 
 
+class Listening(http.server.ThreadingHTTPServer):
+    """A server with what its answers need."""
+
+    seen: list[tuple[str, dict[str, str]]]
+    answer: Callable[[str, str | None, int], Reply]
+
+
 class OddServer:
+    """Runs ``Odd`` for the length of a ``with`` block."""
+
     def __init__(self, answer: Callable[[str, str | None, int], Reply]) -> None:
-        self._server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+        self._server = Listening(("127.0.0.1", 0), Odd)
         self._server.seen, self._server.answer = [], answer
-        self.seen: list[tuple[str, dict[str, str]]] = self._server.seen
+        self.seen = self._server.seen
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 

@@ -1,0 +1,184 @@
+"""Seconds for one large file: our verified pull and push beside curl, cp + sha256 and the minio client.
+
+``python tests/bench/bench_transfer.py [--mib 1024] [--repeat 3]``. Server and client share this machine, the source
+is in the page cache, there is no TLS. The folder store's blob server always runs; Versity S3 Gateway runs too where
+it is installed. Best of ``--repeat``; "of sha256" is the rate beside SHA-256 on one thread.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from federation.transfer import fetch, install, send_file
+from storage.blobs import BlobStore, FolderStore, store_secret
+from storage.manifests import PART_BYTES, hash_file
+from tests.servers import S3Server, StoreHub, blob_server, find_program, s3_server
+
+CHUNK = 1 << 20
+
+
+def best(repeat: int, work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """Seconds of the fastest run."""
+    times = []
+    for _ in range(repeat):
+        before()
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def curl(*arguments: str) -> None:
+    subprocess.run(["curl", "--silent", "--show-error", "--fail", *arguments], check=True)
+
+
+def measure(
+    name: str, store: BlobStore, server: S3Server | None, bucket: str, source: Path, repeat: int
+) -> list[tuple[str, float]]:
+    """Rows of the table for one store."""
+    sha256, size, parts = hash_file(source)
+    target, final = source.with_name("target"), source.with_name("final")
+    rows: list[tuple[str, float]] = []
+
+    def clear() -> None:
+        for path in (target, final):
+            path.unlink(missing_ok=True)
+
+    url = store.signed_url("bench", expires_s=3600)
+    rows.append((f"{name}: curl to nowhere", best(repeat, lambda: curl("--output", os.devnull, url))))
+
+    def curl_and_hash() -> None:
+        curl("--output", str(target), url)
+        assert sha256_of(target) == sha256
+
+    rows.append((f"{name}: curl to a file, then sha256", best(repeat, curl_and_hash, clear)))
+    for streams in (1, 2, 4):
+        rows.append(
+            (
+                f"{name}: our fetch, every part checked, {streams} stream{'s' * (streams > 1)}",
+                best(repeat, lambda n=streams: fetch(url, target, sha256, size, parts, streams=n), clear),  # type: ignore[misc]
+            )
+        )
+
+    def pull() -> None:
+        fetch(url, target, sha256, size, parts)
+        install(target, final)
+
+    rows.append((f"{name}: the same, then fsync and rename", best(repeat, pull, clear)))
+    if server is not None:
+        from minio import Minio
+
+        client = Minio(
+            server.url.removeprefix("http://"),
+            access_key=server.access,
+            secret_key=server.secret,
+            secure=False,
+        )
+
+        def minio_and_hash() -> None:
+            client.fget_object(bucket, "bench", str(target))
+            assert sha256_of(target) == sha256
+
+        rows.append((f"{name}: minio client to a file, then sha256", best(repeat, minio_and_hash, clear)))
+    clear()
+    return rows
+
+
+def measure_push(
+    name: str, make: Callable[[], BlobStore], source: Path, repeat: int
+) -> list[tuple[str, float]]:
+    """Rows for pushing: ours with hashing before, parts of 32 MiB, digests checked by the store."""
+    count = iter(range(1000))
+
+    def push() -> None:
+        send_file(StoreHub(make(), f"push/{next(count)}"), source)
+
+    return [(f"{name}: our send_file (hash, 4 parts at a time, store checks each, join)", best(repeat, push))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=1024, help="size of the file in MiB")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of which the best counts")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-transfer-") as name, ExitStack() as stack:
+        folder = Path(name)
+        source = folder / "source"
+        with source.open("wb") as file:
+            for _ in range(options.mib):
+                file.write(os.urandom(CHUNK))
+        rows = [("sha256 on one thread", best(options.repeat, lambda: sha256_of(source)))]
+
+        def copy_and_hash() -> None:
+            shutil.copyfile(source, folder / "copy")
+            sha256_of(folder / "copy")
+
+        rows.append(
+            (
+                "cp, then sha256",
+                best(options.repeat, copy_and_hash, lambda: (folder / "copy").unlink(missing_ok=True)),
+            )
+        )
+        (folder / "copy").unlink()
+        url = stack.enter_context(blob_server(folder / "store"))
+        ours = FolderStore(folder / "store", url, store_secret(folder / "store"))
+        shutil.copyfile(source, ours.path("bench"))
+        rows += measure("folder", ours, None, "", source, options.repeat)
+        rows += measure_push("folder", lambda: ours, source, options.repeat)
+        shutil.rmtree(folder / "store" / "push")
+        if find_program("versitygw"):
+            from storage.blobs_minio import MinioStore
+
+            server = stack.enter_context(s3_server("versitygw"))
+            s3 = MinioStore(server.url, server.url, "bench", server.access, server.secret)
+            s3.make_bucket()
+            from minio import Minio
+
+            Minio(
+                server.url.removeprefix("http://"),
+                access_key=server.access,
+                secret_key=server.secret,
+                secure=False,
+            ).fput_object("bench", "bench", str(source))
+            rows += measure("versitygw", s3, server, "bench", source, options.repeat)
+            rows += measure_push("versitygw", lambda: s3, source, options.repeat)
+        else:
+            print("versitygw is not installed: no S3 server measured")
+        report(rows, options.mib, options.repeat)
+
+
+def report(rows: list[tuple[str, float]], mib: int, repeat: int) -> None:
+    """Print the table with what it was measured on."""
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(
+        f"{mib} MiB in parts of {PART_BYTES >> 20} MiB, best of {repeat}; {os.cpu_count()} cores, {platform.machine()}, load {load}, Python {platform.python_version()}"
+    )
+    width = max(len(name) for name, _ in rows)
+    print(f"{'':{width}}  seconds   MiB/s  of sha256  of cp+sha256")
+    for name, seconds in rows:
+        print(
+            f"{name:{width}}  {seconds:7.2f} {mib / seconds:7.0f} {rows[0][1] / seconds:10.2f} {rows[1][1] / seconds:13.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
