@@ -1,6 +1,7 @@
 """Whatever bytes come: the log's parsers answer or raise an error of ours, and change nothing silently."""
 
 import contextlib
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from storage.checkpoint import (
     sign_checkpoint,
 )
 from storage.errors import FedhubError, Rejected, Unchecked
-from storage.merkle import EMPTY_ROOT, leaf_hash
+from storage.merkle import EMPTY_ROOT, check_consistency, check_inclusion, leaf_hash
 from storage.notes import parse_note
 
 KEY = LogKey.generate("hub.example")
@@ -88,13 +89,12 @@ def test_vkey_is_read_or_refused(text: str) -> None:
 
 @given(st.lists(st.binary(max_size=40), max_size=80), st.integers(-2, 70), st.integers(-2, 70))
 def test_tree_checks_refuse_whatever_is_not_a_proof(path: list[bytes], index: int, size: int) -> None:
-    from storage.merkle import check_consistency, check_inclusion
-
     leaf = leaf_hash(b"x")
-    for check in (
+    checks: list[Callable[[], None]] = [
         lambda: check_inclusion(leaf, index, size, path, EMPTY_ROOT),
         lambda: check_consistency(index, leaf, size, EMPTY_ROOT, path),
-    ):
+    ]
+    for check in checks:
         try:
             check()
         except FedhubError:
