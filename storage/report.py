@@ -123,8 +123,9 @@ class Report:
     def summary(self) -> str:
         """The last line of an answer: the verdict, and how much of it was not checked."""
         if self.error is not None:
-            left = len(STEP_NAMES) - len(self.steps)
-            return f"REFUSED by {self.steps[-1].id}: {self.error.code}; {left} steps after it were not taken"
+            left = [f"V{number}" for number in range(len(self.steps) + 1, len(STEP_NAMES) + 1)]
+            rest = f"; not taken: {left[0]} to V{len(STEP_NAMES)}" if left else ""
+            return f"REFUSED by {self.steps[-1].id}: {self.error.code}{rest}"
         count = len(self.not_checked)
         rest = f"not checked: {count}" + (f" ({'; '.join(self.not_checked)})" if count else "")
         return f"VERIFIED as of {format_time(self.at)}; {rest}"

@@ -520,7 +520,7 @@ def tell_story(*, witnesses: int = 3, labs: Sequence[str] = LABS, rounds: int = 
             "minParticipants": 2,
             "approvals": 2,
             "strategy": "FedAvg",
-            "epsilon": "8",
+            "epsilon": f"{rounds + 6}",
             "delta": "0.00001",
             "participants": [{"institution": lab, "dataset": datasets[lab]} for lab in labs],
             "expires": format_time(NOW + 30 * DAY),
