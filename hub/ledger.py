@@ -114,6 +114,7 @@ class Ledger:
     def evidence(self, session: Session) -> Iterator[Evidence]:
         """All that the log says, as this transaction sees it; other threads wait meanwhile."""
         own: list[Entry] = session.info.get(OWN, [])
+        session.connection()  # the database's lock first: who holds it may be waiting for ours
         with self._lock:
             self._catch_up(session, own[0].index if own else None)
             if not own:
