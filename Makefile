@@ -54,9 +54,12 @@ bench-rounds: setup ## Seconds per round and peak memory beside stock Flower (MB
 package: setup ## Wheel and source archive in dist/
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv build --no-build-isolation --quiet --out-dir dist .
 
-lock: setup ## Resolve the newest allowed versions again and write the two lock files
+lock: setup ## Resolve the newest allowed versions again and write the lock files
 	$(BIN)/uv pip compile pyproject.toml --universal --all-extras --group dev --generate-hashes --no-header \
 		--no-emit-index-url --no-emit-find-links --python-version 3.11 --upgrade --quiet -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --extra hub --group build --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 --constraint requirements.lock \
+		--quiet -o requirements-hub.lock
 
 env: ## Secrets for compose.yaml: random passwords in files of mode 0600, never overwritten
 	$(PYTHON) docker/make_env.py
