@@ -1,5 +1,6 @@
 """``fedhub verify`` as an auditor runs it: a process of its own, no network, an exit code that means something."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hub.cli import dispatch
 from storage.encoding import format_time
 from tests.simulators import MODEL, NOW, Story, tell_story, write_files
 
@@ -50,10 +52,16 @@ class Auditor:
         self.trust.write_text(json.dumps(story.alliance.trust_document()))
         self.state = place / "state.json"
 
-    def run(
-        self, *options: str, program: tuple[str, ...] = ("-m", "hub")
-    ) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, *program, "verify", str(self.pack), "--trust", str(self.trust), *options]
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """The command inside this process."""
+        out, err = io.StringIO(), io.StringIO()
+        line = ["verify", str(self.pack), "--trust", str(self.trust), *options]
+        code = dispatch(line, out=out, err=err)
+        return subprocess.CompletedProcess(line, int(code), out.getvalue(), err.getvalue())
+
+    def run_alone(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """The command in a process of its own that has no network."""
+        line = [sys.executable, "-c", BLOCKED, "verify", str(self.pack), "--trust", str(self.trust), *options]
         return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
 
     def whole(self) -> tuple[str, ...]:
@@ -77,7 +85,7 @@ def auditor(told: Story, tmp_path: Path) -> Auditor:
 
 
 def test_a_whole_verification_needs_no_network_and_imports_nothing_heavy(auditor: Auditor) -> None:
-    done = auditor.run(*auditor.whole(), program=("-c", BLOCKED))
+    done = auditor.run_alone(*auditor.whole())
     assert done.returncode == 0, done.stdout + done.stderr
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     assert not {
@@ -115,10 +123,9 @@ def test_json_tells_every_step_and_level(auditor: Auditor) -> None:
     assert {step["outcome"] for step in told["steps"]} == {"ok", "not checked"}
     levels = {(asset["name"], asset["version"]): asset["levels"] for asset in told["assets"]}
     assert levels[MODEL, 2] == ["SIGNED", "GRANTED", "TRAINED", "APPROVED"]
-    before_group = [sys.executable, "-m", "hub", "--json", "verify", str(auditor.pack)]
-    line = [*before_group, "--trust", str(auditor.trust), "--at", AT]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
-    assert json.loads(done.stdout)["verified"]
+    out = io.StringIO()
+    dispatch(["--json", "verify", str(auditor.pack), "--trust", str(auditor.trust), "--at", AT], out=out)
+    assert json.loads(out.getvalue())["verified"]
 
 
 def test_state_is_written_after_success_only(auditor: Auditor) -> None:
@@ -188,6 +195,7 @@ def test_missing_own_files_exit_2_and_a_missing_part_of_the_pack_exits_1(auditor
 
 def test_a_refusal_in_json_names_step_and_error(auditor: Auditor) -> None:
     next((auditor.pack / "proofs").iterdir()).unlink()
+    assert auditor.run_alone("--at", AT).returncode == 1
     done = auditor.run("--json", "--at", AT)
     told: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == 1
