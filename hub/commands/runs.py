@@ -11,10 +11,12 @@ from storage.errors import Exit, Unchecked
 
 if TYPE_CHECKING:
     from federation import wire
+    from federation.client import HubClient
 
 app = typer.Typer(no_args_is_help=True, help="Runs of training plans.")
 
-_POLL_S = 0.3
+_POLL_S = 0.4
+_LOOK_S = 5.0
 _OVER = ("finished", "stopped", "cancelled")
 
 
@@ -148,22 +150,24 @@ def finish(
     )
 
 
-def _watch(terminal: Terminal, client: Any, plan: str, until_s: float | None) -> Exit:
+def _watch(terminal: Terminal, client: "HubClient", plan: str, until_s: float | None) -> Exit:
     after, started = 0, time.monotonic()
+    run, looked = client.run(plan), started
     while True:
-        for event in client.events(plan, after=after):
+        events = client.events(plan, after=after)
+        for event in events:
             after = event.id
             if terminal.json:
                 terminal.write_json(event.model_dump())
             else:
-                terminal.say(f"{event.at}  {event.kind:<14} {_told(event.data)}".rstrip())
-        run = client.run(plan)
+                terminal.say(f"{event.at}  {event.kind:<15} {_told(event.data)}".rstrip())
+        if events or time.monotonic() - looked > _LOOK_S:  # what happened may have ended the run
+            run, looked = client.run(plan), time.monotonic()
         if run.state in _OVER:
             break
         if until_s is not None and time.monotonic() - started > until_s:
-            raise Unchecked(
-                "E_TIMEOUT", f"the run is {run.state} after {until_s:g} s", "watch it again, or run show"
-            )
+            message = f"the run is {run.state} after {until_s:g} s"
+            raise Unchecked("E_TIMEOUT", message, "watch it again, or: fedhub run show")
         if terminal.stop.wait(_POLL_S):
             return Exit.DONE
     terminal.done({"run": run.model_dump()}, *_run_lines(run))

@@ -12,7 +12,7 @@ from storage.errors import Exit, FedhubError
 if TYPE_CHECKING:
     from federation.home import Home
 
-ONLINE_POLL_S = 0.3
+ONLINE_POLL_S = 0.5
 
 app = typer.Typer(no_args_is_help=True, help="The lab agent, its ledger, and the steward's consents.")
 

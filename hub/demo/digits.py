@@ -9,8 +9,12 @@ Letters: N rows, 64 pixels.
 """
 
 import csv
+import gzip
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+
+from storage.errors import Unchecked
 
 LABS = ("lab-a", "lab-b", "lab-c")
 HOME_DIGITS = {"lab-a": (0, 1, 2, 3), "lab-b": (4, 5, 6), "lab-c": (7, 8, 9)}
@@ -40,10 +44,8 @@ def write_split(folder: Path) -> None:
 def split() -> dict[str, dict[str, list[Row]]]:
     """The rows by place and part: ``public`` has ``train``, each lab ``train`` and ``heldout``; all disjoint."""
     import numpy as np
-    from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    rows = np.column_stack([digits.target, digits.data.astype(int)]).tolist()
+    rows = _bundled_rows()
     random = np.random.default_rng(SEED)
     places: dict[str, dict[str, list[Row]]] = {"public": {"train": []}}
     places |= {lab: {"train": [], "heldout": []} for lab in LABS}
@@ -69,6 +71,21 @@ def read_rows(path: Path) -> list[Row]:
         lines = csv.reader(file)
         next(lines)
         return [[int(cell) for cell in line] for line in lines]
+
+
+def _bundled_rows() -> list[Row]:
+    """All rows as scikit-learn's package holds them; importing the package itself would take seconds."""
+    found = find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("scikit-learn is not installed", name="sklearn")
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            lines = [[int(float(cell)) for cell in line] for line in csv.reader(file)]
+    except OSError as error:
+        hint = "install scikit-learn again"
+        raise Unchecked("E_DATA_MISSING", f"{path}: {error.strerror or error}", hint) from error
+    return [[line[PIXELS], *line[:PIXELS]] for line in lines]
 
 
 def _shares(digit: int, rows: Sequence[Row]) -> dict[str, list[Row]]:
