@@ -1,15 +1,13 @@
 """Large files to and from the object store, checked on the way, in several streams, resumable.
 
 ``send_file`` sends a file by upload orders: each names the digest of what it carries, so the store itself
-refuses other bytes. ``fetch`` reads a file by URL, in parts side by side, each checked against the digest
-that the caller knows from a signed document, into a file that is complete and true when ``fetch`` returns;
-``install`` then makes it durable under its final name. Standard library only, because general HTTP clients
-spend more time per byte than SHA-256 does.
+refuses other bytes. ``fetch`` reads a file by URL, in parts side by side, and gives it its name only when it
+holds exactly the bytes that the caller knows from a signed document. Standard library only, because general
+HTTP clients spend more time per byte than SHA-256 does.
 """
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import threading
@@ -22,16 +20,18 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from federation.origins import Broken, Peers, origin_of, refusal_of
+from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, digest_of, reserve
 from federation.wire import Upload, UploadOrder
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
 
-CHUNK_BYTES = 1 << 20
 STREAMS = 4
 ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
 LONGEST_WAIT_S = 5.0
 CHECK_POLL_S = 0.05
 CHECK_WAIT_S = 600.0
+
+TELL = "the store holds other bytes than were signed: tell the hub's operator"
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # bytes done, bytes in all; called from several threads, one at a time
@@ -133,7 +133,7 @@ def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: i
         status, reason = 0, str(error)
     if status == 200:
         return (response.getheader("ETag") or "").strip('"')
-    if status in (0, 400) and _digest_of(path, offset, length) != sha256:
+    if status in (0, 400) and digest_of(path, offset, length) != sha256:
         raise Rejected(
             "E_FILE_CHANGED",
             f"{path} changed while it was sent",
@@ -144,16 +144,6 @@ def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: i
             "E_STORE_UNREACHABLE", f"{path.name} to {origin_of(order.url)}: {reason}", "is the store up?"
         )
     raise Refused("E_STORE_REFUSED", f"{path.name}: {origin_of(order.url)} {reason}", status=status)
-
-
-def _digest_of(path: Path, offset: int, length: int) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while length > 0 and (count := file.readinto(buffer[: min(length, CHUNK_BYTES)])):
-            digest.update(buffer[:count])
-            length -= count
-    return digest.hexdigest()
 
 
 def _wait_stored(client: Uploads, upload: Upload, check_wait_s: float) -> Upload:
@@ -174,16 +164,6 @@ def _wait_stored(client: Uploads, upload: Upload, check_wait_s: float) -> Upload
 # --- down -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A range of the file whose digest is known."""
-
-    number: int  # from 1
-    offset: int
-    size: int
-    sha256: str
-
-
 def fetch(
     url: str,
     path: Path,
@@ -191,105 +171,96 @@ def fetch(
     size: int,
     parts: Sequence[str] | None = None,
     *,
+    parts_are_signed: bool = False,
+    durable: bool = False,
     progress: Progress | None = None,
     streams: int = STREAMS,
 ) -> None:
-    """Read a file into ``path``, which afterwards holds exactly the bytes of this digest.
+    """Bring a file to ``path``, where it stands only once it holds exactly the bytes of this digest.
 
-    ``path`` is not a final place: it fills while reading. A file of several parts leaves ``path`` and a
-    journal beside it (``.journal``) when it fails, and a repeat fetches only what is missing; other failures
-    leave nothing. Every part, and so the whole, is checked by the part digests; ``sha256`` itself is checked
-    where the file is one part.
+    Until then it fills under a hidden name in the same folder. A file of several parts leaves that and a
+    journal behind when it fails, and a repeat fetches only what is missing; other failures leave nothing.
 
     Args:
         url: http(s) address that answers with the bytes, or redirects to where they are; asked once for each
             part, so that it may decide anew. It must bear its own permission.
-        size, parts: from a signed document; ``parts`` are the digests of the 32 MiB parts, if any.
+        sha256, size: what the caller knows the file to be, from a signed document.
+        parts: digests of the 32 MiB parts, if any: they allow several streams, and to go on after a failure.
+        parts_are_signed: the parts come from the signed document too, as in a manifest. Otherwise somebody
+            may have made up parts for other bytes, so the whole is checked besides.
+        durable: return only when the file is on the disk.
         streams: how many parts to read side by side.
     Raises:
         Rejected: ``E_DIGEST`` (other bytes), ``E_SIZE`` (more or fewer than announced).
         Refused: the address's own refusal, with its code and status.
-        Unchecked: ``E_STORE_UNREACHABLE`` after several tries; ``E_DISK_FULL``.
+        Unchecked: ``E_STORE_UNREACHABLE`` after several tries; ``E_DISK_FULL``; ``E_BUSY`` (somebody else
+            is fetching the same file).
     """
     pieces = _pieces(path, sha256, size, parts)
-    journal = _Journal(path, sha256, size) if len(pieces) > 1 else None
-    kept = journal.open(pieces) if journal else set[int]()
-    counter = _Counter(size, progress)
-    counter.set(sum(piece.size for piece in pieces if piece.number in kept))
-    missing = [piece for piece in pieces if piece.number not in kept]
+    several = len(pieces) > 1
+    with Partial(path, sha256, size) as partial:
+        try:
+            kept = partial.start(pieces) if several else set[int]()
+            reserve(partial.file, size)
+            counter = _Counter(size, progress, sum(piece.size for piece in pieces if piece.number in kept))
+            target = _Target(path.name, partial.file, size, counter)
+            whole = WholeDigest(partial.path, pieces, kept) if several and not parts_are_signed else None
+            missing = [piece for piece in pieces if piece.number not in kept]
+            _fetch_pieces(url, missing, partial, target, whole, streams)
+            if whole and whole.result() != sha256:
+                partial.remove()
+                message = f"{path.name}: the whole has digest {whole.result()}, expected {sha256}"
+                raise Rejected("E_DIGEST", message, TELL)
+            partial.finish(durable=durable)
+        except OSError as error:
+            partial.remove()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                hint = "make room and try again: nothing was left behind"
+                raise Unchecked("E_DISK_FULL", f"no room for the {size} bytes of {path}", hint) from error
+            raise
+        except FedhubError:
+            if not several:
+                partial.remove()
+            raise
+
+
+def _fetch_pieces(
+    url: str,
+    pieces: Sequence[Piece],
+    partial: Partial,
+    target: "_Target",
+    whole: WholeDigest | None,
+    streams: int,
+) -> None:
+    def read(piece: Piece, peers: Peers, stop: threading.Event) -> None:
+        if _read_piece(peers, url, piece, target, stop):
+            partial.note(piece.number)
+            if whole:
+                whole.add(piece.number)
+
     try:
-        with path.open("r+b" if kept else "w+b", buffering=0) as file:
-            _reserve(file.fileno(), size)
-            target = _Target(path, file.fileno(), size, counter)
-
-            def read(piece: _Piece, peers: Peers, stop: threading.Event) -> None:
-                if _read_piece(peers, url, piece, target, stop) and journal:
-                    journal.note(piece.number)
-
-            _in_streams(streams, read, missing)
-    except OSError as error:
-        _remove(path, journal)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            hint = "make room and try again: nothing was left behind"
-            raise Unchecked("E_DISK_FULL", f"no room for the {size} bytes of {path}", hint) from error
+        _in_streams(streams, read, pieces)
+    except BaseException:
+        if whole:
+            whole.stop()
         raise
-    except FedhubError:
-        if journal is None:
-            _remove(path, None)
-        raise
-    if journal:
-        journal.remove()
 
 
-def install(partial: Path, final: Path) -> None:
-    """Bring a fetched file to the disk and, in one step, to its final name."""
-    _sync(partial, os.O_RDONLY)
-    partial.replace(final)
-    _sync(final.parent, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _pieces(path: Path, sha256: str, size: int, parts: Sequence[str] | None) -> list[_Piece]:
+def _pieces(path: Path, sha256: str, size: int, parts: Sequence[str] | None) -> list[Piece]:
     if size > PART_BYTES and parts:
         if len(parts) != -(-size // PART_BYTES):
             raise Rejected("E_SIZE", f"{path.name}: {size} bytes are not {len(parts)} parts of {PART_BYTES}")
         return [
-            _Piece(n, (n - 1) * PART_BYTES, _part_size(n, size), digest) for n, digest in enumerate(parts, 1)
+            Piece(n, (n - 1) * PART_BYTES, _part_size(n, size), digest) for n, digest in enumerate(parts, 1)
         ]
-    return [_Piece(1, 0, size, sha256)]
-
-
-def _reserve(file: int, size: int) -> None:
-    """Take the room now, so that a full disk is found before the network is asked."""
-    os.ftruncate(file, size)
-    allocate = getattr(os, "posix_fallocate", None)
-    if allocate is None or size == 0:
-        return
-    try:
-        allocate(file, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-
-
-def _remove(path: Path, journal: "_Journal | None") -> None:
-    path.unlink(missing_ok=True)
-    if journal:
-        journal.remove()
+    return [Piece(1, 0, size, sha256)]
 
 
 @dataclass(frozen=True)
 class _Target:
     """The file that is being filled."""
 
-    path: Path
+    name: str
     file: int
     size: int
     counter: "_Counter"
@@ -300,7 +271,7 @@ class _Target:
             data, offset = data[count:], offset + count
 
 
-def _read_piece(peers: Peers, url: str, piece: _Piece, target: _Target, stop: threading.Event) -> bool:
+def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: threading.Event) -> bool:
     """Bring one piece to its place, trying several times; false when ``stop`` was set before it was whole."""
     for attempt in range(1, ATTEMPTS + 1):
         done = 0
@@ -317,7 +288,7 @@ def _read_piece(peers: Peers, url: str, piece: _Piece, target: _Target, stop: th
             if attempt == ATTEMPTS:
                 raise Unchecked(
                     "E_STORE_UNREACHABLE",
-                    f"{target.path.name} from {error}",
+                    f"{target.name} from {error}",
                     "try again: what has arrived is kept",
                 ) from error
             if stop.wait(_wait_s(attempt)):
@@ -325,9 +296,9 @@ def _read_piece(peers: Peers, url: str, piece: _Piece, target: _Target, stop: th
     return False
 
 
-def _stream_piece(peers: Peers, url: str, piece: _Piece, target: _Target) -> Iterator[int]:
+def _stream_piece(peers: Peers, url: str, piece: Piece, target: _Target) -> Iterator[int]:
     """Yield how many bytes were written, as they come; ends only when the piece is whole and true."""
-    name = target.path.name
+    name = target.name
     response = _ask_for(peers, url, piece, target)
     if response.length is not None and response.length != piece.size:
         peers.close()
@@ -352,11 +323,11 @@ def _stream_piece(peers: Peers, url: str, piece: _Piece, target: _Target) -> Ite
             "E_DIGEST",
             f"{name}: part {piece.number} ({piece.size} bytes from {piece.offset}) has digest "
             f"{digest.hexdigest()}, expected {piece.sha256}",
-            "the store holds other bytes than were signed: tell the hub's operator",
+            TELL,
         )
 
 
-def _ask_for(peers: Peers, url: str, piece: _Piece, target: _Target) -> HTTPResponse:
+def _ask_for(peers: Peers, url: str, piece: Piece, target: _Target) -> HTTPResponse:
     """The answer that brings this piece, or its refusal."""
     whole = piece.size == target.size
     headers = {} if whole else {"Range": f"bytes={piece.offset}-{piece.offset + piece.size - 1}"}
@@ -378,44 +349,14 @@ def _read_some(peers: Peers, url: str, response: HTTPResponse, buffer: memoryvie
         raise Broken(f"{origin_of(url)}: {type(error).__name__}") from error
 
 
-class _Journal:
-    """Which parts of a file have arrived whole, for a later run; its word is checked against the file."""
-
-    def __init__(self, path: Path, sha256: str, size: int) -> None:
-        self._file, self._path = path, path.with_name(path.name + ".journal")
-        self._head = json.dumps({"sha256": sha256, "size": size})
-        self._lock = threading.Lock()
-
-    def open(self, pieces: Sequence[_Piece]) -> set[int]:
-        """Numbers of the parts that an earlier run left whole; starts afresh where it left none."""
-        lines = self._path.read_text(errors="replace").split("\n") if self._path.is_file() else [""]
-        noted = {int(line) for line in lines[1:] if line.isascii() and line.isdigit()}
-        kept = set()
-        if lines[0] == self._head and self._file.is_file():
-            kept = {
-                piece.number
-                for piece in pieces
-                if piece.number in noted and _digest_of(self._file, piece.offset, piece.size) == piece.sha256
-            }
-        self._path.write_text("\n".join([self._head, *map(str, sorted(kept)), ""]))
-        return kept
-
-    def note(self, number: int) -> None:
-        with self._lock, self._path.open("a") as file:
-            file.write(f"{number}\n")
-
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
 # --- both -----------------------------------------------------------------------------------------
 
 
 class _Counter:
     """Tells the caller how far we are."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
+    def __init__(self, total: int, progress: Progress | None, done: int = 0) -> None:
+        self._done, self._total, self._progress = done, total, progress
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:

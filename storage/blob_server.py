@@ -24,11 +24,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret, sync_file, sync_folder
+from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret, sync_file
 from storage.errors import FedhubError, Refused, Unchecked
 from storage.http1 import Connection, Request
 from storage.order_signing import OrderSigner
@@ -39,6 +40,16 @@ PARENT_CHECK_S = 0.5
 
 _PART = re.compile(r"partNumber=([1-9][0-9]{0,3}|10000)&uploadId=([0-9a-f]{32})")
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,15})-([0-9]{0,15})|-([0-9]{1,15}))")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a PUT goes: an object, or a part of an upload; ``sha256`` where the signature names a digest."""
+
+    size: int
+    sha256: str | None
+    upload_id: str | None
+    number: int
 
 
 class BlobServer(socketserver.ThreadingTCPServer):
@@ -56,7 +67,14 @@ class BlobServer(socketserver.ThreadingTCPServer):
         self.clock = clock
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.store.sweep(time.time() - STALE_S)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Visit)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = str(self.server_address[0])
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def port(self) -> int:
@@ -128,40 +146,56 @@ class Visit(socketserver.BaseRequestHandler):
     # --- writing -------------------------------------------------------------------------------------
 
     def _put(self, connection: Connection, request: Request, key: str) -> None:
-        server, mark = self.server, f"?{request.query}" if request.query else ""
-        sha256, size = server.signer.check_order(key, mark, request.headers, int(server.clock()))
+        place = self._place(request, key)
         length = request.length()
-        if length != size:
+        if length != place.size:
             raise Refused(
-                "E_SIZE", f"the order for {key} names {size} bytes, {length} are announced", status=400
+                "E_SIZE", f"the order for {key} names {place.size} bytes, {length} are announced", status=400
             )
+        store = self.server.store
         create_only = request.headers.get("if-none-match") == "*"
-        part = _PART.fullmatch(request.query)
-        if request.query and part is None:
-            raise Refused("E_ORDER_SIGNATURE", f"the upload order for {key} names no part")
-        folder = server.store.upload_folder(key, part[2]) if part else None
-        if create_only and folder is None and server.store.size(key) is not None:
+        folder = None if place.upload_id is None else store.upload_folder(key, place.upload_id)
+        if create_only and folder is None and store.size(key) is not None:
             raise Refused("E_BLOB_EXISTS", f"the object {key} exists already", status=412)
         if request.headers.get("expect", "").lower() == "100-continue":
             connection.go_on()
-        incoming = server.store.new_incoming()
+        incoming = store.new_incoming()
         try:
             with incoming.open("xb", buffering=0) as stream:
-                _receive(connection, stream, key, sha256, size)
+                sha256 = _receive(connection, stream, place.size)
+                if place.sha256 not in (None, sha256):
+                    raise Refused(
+                        "E_DIGEST",
+                        f"the bytes sent for {key} do not have the digest that was signed",
+                        status=400,
+                    )
                 sync_file(stream)
-            if part and folder:
-                self._install_part(incoming, folder, part[1], sha256)
+            if folder is not None:
+                store.install_part(incoming, folder, place.number, sha256)
             else:
                 self._install(incoming, key, create_only=create_only)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise Refused(
-                "E_DISK_FULL", f"the store has no room for the {size} bytes of {key}", status=507
+                "E_DISK_FULL", f"the store has no room for the {place.size} bytes of {key}", status=507
             ) from error
         finally:
             incoming.unlink(missing_ok=True)
         connection.answer(200, {"ETag": f'"{sha256}"', "Content-Length": "0"})
+
+    def _place(self, request: Request, key: str) -> "Place":
+        """What this PUT is allowed to put, by an order in its headers or by an upload URL."""
+        server, mark = self.server, f"?{request.query}" if request.query else ""
+        now = int(server.clock())
+        if "signature=" in request.query:
+            size, upload_id, number = server.signer.check_upload(key, request.query, now)
+            return Place(size, None, upload_id, number)
+        sha256, size = server.signer.check_order(key, mark, request.headers, now)
+        part = _PART.fullmatch(request.query)
+        if request.query and part is None:
+            raise Refused("E_ORDER_SIGNATURE", f"the upload order for {key} names no part")
+        return Place(size, sha256, part[2] if part else None, int(part[1]) if part else 0)
 
     def _install(self, incoming: Path, key: str, *, create_only: bool) -> None:
         store = self.server.store
@@ -169,19 +203,6 @@ class Visit(socketserver.BaseRequestHandler):
             store.install(incoming, store.path(key), create_only=create_only)
         except Refused as error:
             raise Refused(error.code, error.message, status=412) from error
-
-    def _install_part(self, incoming: Path, folder: Path, number: str, sha256: str) -> None:
-        """The newest bytes of a part count; the upload may have been dropped meanwhile."""
-        try:
-            incoming.replace(folder / f"{number}.{sha256}")
-        except FileNotFoundError:
-            raise Refused(
-                "E_NO_UPLOAD", "the upload was dropped while a part of it was sent", status=404
-            ) from None
-        for older in folder.glob(f"{number}.*"):
-            if older.name != f"{number}.{sha256}":
-                older.unlink(missing_ok=True)
-        sync_folder(folder)
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -208,8 +229,8 @@ class Visit(socketserver.BaseRequestHandler):
                 connection.send_file(stream, start, end - start)
 
 
-def _receive(connection: Connection, stream: Any, key: str, sha256: str, size: int) -> None:
-    """Write a body to ``stream`` while hashing it, or refuse it (400)."""
+def _receive(connection: Connection, stream: Any, size: int) -> str:
+    """Write a body to ``stream``; returns its SHA-256."""
     connection.start_body(size)
     buffer, found, left = memoryview(bytearray(CHUNK_BYTES)), hashlib.sha256(), size
     while left:
@@ -217,10 +238,7 @@ def _receive(connection: Connection, stream: Any, key: str, sha256: str, size: i
         found.update(buffer[:count])
         stream.write(buffer[:count])
         left -= count
-    if found.hexdigest() != sha256:
-        raise Refused(
-            "E_DIGEST", f"the bytes sent for {key} do not have the digest that was signed", status=400
-        )
+    return found.hexdigest()
 
 
 def _window(text: str, size: int, key: str) -> tuple[int, int] | None:
@@ -244,7 +262,7 @@ def serve(root: Path, host: str, port: int, secret: bytes, *, parent: int | None
     with BlobServer(root, host, port, secret) as server:
         if parent is not None:
             threading.Thread(target=_watch_parent, args=(parent, server), daemon=True).start()
-        print(json.dumps({"listening": f"http://{host}:{server.port}"}), flush=True)
+        print(json.dumps({"listening": server.url}), flush=True)
         server.serve_forever()
 
 

@@ -78,6 +78,9 @@ class BlobStore(Protocol):
     def stored_parts(self, key: str, upload_id: str) -> dict[int, str]:
         """Parts that the store holds by now: number -> ETag."""
 
+    def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> None:
+        """Store part ``number`` (from 1; all but the last of at least 5 MiB) ourselves."""
+
     def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
         """Join the parts 1..n into the object. Repeating it after it succeeded is no error."""
 
@@ -86,6 +89,14 @@ class BlobStore(Protocol):
 
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         """URL that reads this object, without any other credential, for ``expires_s`` seconds."""
+
+    def upload_url(
+        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
+    ) -> str:
+        """URL that a client without headers can PUT ``size`` bytes to: an object, or a part of an upload.
+
+        The store does not check what they are: nothing may lean on them before somebody has hashed them.
+        """
 
 
 def is_key(key: str) -> bool:
@@ -253,7 +264,11 @@ class FolderStore:
     def upload_folder(self, key: str, upload_id: str) -> Path:
         """Where the parts of this upload lie; the upload must be one of this key."""
         folder = self._uploads / upload_id
-        if not _UPLOAD_ID.fullmatch(upload_id) or not folder.is_dir() or (folder / "key").read_text() != key:
+        try:
+            known = bool(_UPLOAD_ID.fullmatch(upload_id)) and (folder / "key").read_text() == key
+        except FileNotFoundError:
+            known = False
+        if not known:
             raise no_upload(upload_id)
         return folder
 
@@ -265,26 +280,45 @@ class FolderStore:
         ]
         return {int(number): etag for number, etag in names}
 
+    def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> None:
+        folder, incoming = self.upload_folder(key, upload_id), self.new_incoming()
+        try:
+            with incoming.open("xb") as stream:
+                stream.write(data)
+                sync_file(stream)
+            self.install_part(incoming, folder, number, hashlib.sha256(data).hexdigest())
+        finally:
+            incoming.unlink(missing_ok=True)
+
+    def install_part(self, incoming: Path, folder: Path, number: int, sha256: str) -> None:
+        """Make a finished, synced file the part of an upload: the newest bytes of a part count."""
+        try:
+            incoming.replace(folder / f"{number}.{sha256}")
+        except FileNotFoundError:
+            raise no_upload(folder.name) from None  # dropped meanwhile
+        for older in folder.glob(f"{number}.*"):
+            if older.name != f"{number}.{sha256}":
+                older.unlink(missing_ok=True)
+        sync_folder(folder)
+
     def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
-        path = self.path(key)
+        path, incoming = self.path(key), self.new_incoming()
         try:
             folder = self.upload_folder(key, upload_id)
-        except Unchecked:
-            if path.is_file():
-                return
-            raise
-        numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
-        incoming = self.new_incoming()
-        try:
+            numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
             with incoming.open("xb") as joined:
                 for number in numbers:
                     with (folder / f"{number}.{etags[number]}").open("rb") as part:
                         shutil.copyfileobj(part, joined, CHUNK_BYTES)
                 sync_file(joined)
             self.install(incoming, path)
+        except (Unchecked, FileNotFoundError) as error:
+            if path.is_file():
+                return  # joined before, or at this moment by another process
+            raise no_upload(upload_id) from error
         finally:
             incoming.unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def abort_parts(self, key: str, upload_id: str) -> None:
         if _UPLOAD_ID.fullmatch(upload_id):
@@ -293,6 +327,14 @@ class FolderStore:
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         query = self._signer.read_query(check_key(key), int(self._clock()) + expires_s, filename)
         return f"{self._url}/{key}?{query}"
+
+    def upload_url(
+        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
+    ) -> str:
+        expires = int(self._clock()) + expires_s
+        return (
+            f"{self._url}/{key}?{self._signer.upload_query(check_key(key), size, expires, upload_id, number)}"
+        )
 
 
 def sync_file(stream: BinaryIO) -> None:
@@ -409,6 +451,9 @@ class MemoryStore:
     def stored_parts(self, key: str, upload_id: str) -> dict[int, str]:
         return {n: hashlib.sha256(data).hexdigest() for n, data in self._parts(key, upload_id).items()}
 
+    def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> None:
+        self._parts(key, upload_id)[number] = bytes(data)
+
     def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
         if upload_id not in self.uploads and key in self.objects:
             return
@@ -423,6 +468,13 @@ class MemoryStore:
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         query = self._signer.read_query(check_key(key), int(self._clock()) + expires_s, filename)
         return f"memory://store/{quote(key)}?{query}"
+
+    def upload_url(
+        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
+    ) -> str:
+        expires = int(self._clock()) + expires_s
+        query = self._signer.upload_query(check_key(key), size, expires, upload_id, number)
+        return f"memory://store/{key}?{query}"
 
     def send(self, order: Order, data: bytes) -> str:
         """Do what the store does with this order's request; returns the ETag.

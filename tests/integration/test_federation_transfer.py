@@ -13,7 +13,8 @@ import pytest
 
 import federation.transfer
 import storage.manifests
-from federation.transfer import fetch, install, send_file
+from federation.partials import Partial
+from federation.transfer import fetch, send_file
 from storage.blobs import Order
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from tests.servers import StoreHub, StoreMaker, running_store, store_names
@@ -29,6 +30,11 @@ def sha(data: bytes) -> str:
 
 def parts_of(data: bytes) -> list[str]:
     return [sha(data[start : start + PART]) for start in range(0, len(data), PART)]
+
+
+def partial_of(folder: Path, data: bytes) -> Path:
+    """Where the file fills until it is whole."""
+    return folder / f".{sha(data)[:32]}.partial"
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +78,15 @@ def test_file_comes_back_as_it_went(hub: StoreHub, tmp_path: Path, data: bytes) 
     assert seen[-1] == (len(data), len(data))
 
     seen.clear()
-    place = tmp_path / "partial"
+    place = tmp_path / ("f" * 255)  # as long as a name can be
     url = hub.store.signed_url(hub.key, expires_s=60)
     parts = parts_of(data) if len(data) > PART else None
     fetch(url, place, sha(data), len(data), parts, progress=lambda done, total: seen.append((done, total)))
     assert place.read_bytes() == data
     assert not data or seen[-1] == (len(data), len(data))
-    install(place, tmp_path / "final")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "weights.safetensors"]
+    fetch(url, place, sha(data), len(data), parts, parts_are_signed=True, durable=True)
+    assert place.read_bytes() == data
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f" * 255, "weights.safetensors"]
 
 
 def test_file_that_the_hub_has_is_not_sent(hub: StoreHub, tmp_path: Path) -> None:
@@ -145,21 +152,21 @@ def test_flipped_byte_in_the_store_is_found_while_reading(hub: StoreHub, tmp_pat
         hub.store.put(hub.key, bytes(broken))
         url = hub.store.signed_url(hub.key, expires_s=60)
         parts = parts_of(data) if len(data) > PART else None
-        with pytest.raises(Rejected, match=r"E_DIGEST.*partial: part"):
-            fetch(url, tmp_path / "partial", sha(data), len(data), parts)
+        with pytest.raises(Rejected, match=r"E_DIGEST.*place: part"):
+            fetch(url, tmp_path / "place", sha(data), len(data), parts)
     hub.store.put(hub.key, LARGE)  # mended: only the bad part is read again
     seen: list[int] = []
     url = hub.store.signed_url(hub.key, expires_s=60)
     fetch(
         url,
-        tmp_path / "partial",
+        tmp_path / "place",
         sha(LARGE),
         len(LARGE),
         parts_of(LARGE),
         progress=lambda done, total: seen.append(done),
     )
-    assert (tmp_path / "partial").read_bytes() == LARGE
-    assert not (tmp_path / "partial.journal").exists()
+    assert (tmp_path / "place").read_bytes() == LARGE
+    assert not partial_of(tmp_path, LARGE).exists()
 
 
 def test_object_of_another_size_is_refused(hub: StoreHub, tmp_path: Path) -> None:
@@ -167,7 +174,7 @@ def test_object_of_another_size_is_refused(hub: StoreHub, tmp_path: Path) -> Non
         hub.store.put(hub.key, stored)
         url = hub.store.signed_url(hub.key, expires_s=60)
         with pytest.raises(Rejected, match=r"E_SIZE"):
-            fetch(url, tmp_path / "partial", sha(SMALL), len(SMALL))
+            fetch(url, tmp_path / "place", sha(SMALL), len(SMALL))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -265,7 +272,7 @@ def test_refusal_of_the_download_origin_is_told_with_its_code(tmp_path: Path) ->
     ):
         fetch(door.url + "/d", tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE))
     assert (error.value.status, error.value.hint) == (403, "ask the owner")
-    assert (tmp_path / "p").stat().st_size == len(LARGE)  # kept for a repeat
+    assert partial_of(tmp_path, LARGE).stat().st_size == len(LARGE)  # kept for a repeat
 
 
 @pytest.mark.parametrize(
@@ -364,7 +371,7 @@ def test_repeat_reads_only_the_parts_that_are_missing_or_damaged_meanwhile(tmp_p
         pytest.raises(Refused),
     ):
         fetch(server.url, place, sha(LARGE), len(LARGE), parts_of(LARGE), streams=1)
-    with place.open("r+b") as file:
+    with partial_of(tmp_path, LARGE).open("r+b") as file:
         file.seek(9)
         file.write(b"spoiled")
     with OddServer(lambda path, asked, n: ranged(LARGE, asked)) as server:
@@ -379,18 +386,37 @@ def test_repeat_reads_only_the_parts_that_are_missing_or_damaged_meanwhile(tmp_p
 
 def test_journal_of_another_file_is_not_believed(tmp_path: Path) -> None:
     place = tmp_path / "p"
-    place.write_bytes(bytes(len(LARGE)))
     for text in (
         "",
         "garbage",
         '{"sha256": "x", "size": 1}\n1\n2\n',
         "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
     ):
-        (tmp_path / "p.journal").write_text(text)
+        partial_of(tmp_path, LARGE).write_bytes(bytes(len(LARGE)))
+        partial_of(tmp_path, LARGE).with_suffix(".journal").write_text(text)
         with OddServer(lambda path, asked, n: ranged(LARGE, asked)) as server:
             fetch(server.url, place, sha(LARGE), len(LARGE), parts_of(LARGE))
         assert place.read_bytes() == LARGE
         assert len(server.seen) == 4
+
+
+def test_parts_that_somebody_made_up_for_other_bytes_do_not_pass_for_the_file(tmp_path: Path) -> None:
+    """Outside a manifest the hub says what the parts are: the digest of the whole decides."""
+    forged = LARGE[:-1] + bytes([LARGE[-1] ^ 1])
+    with OddServer(lambda path, asked, n: ranged(forged, asked)) as server:
+        with pytest.raises(Rejected, match=rf"E_DIGEST: p: the whole has digest {sha(forged)}"):
+            fetch(server.url, tmp_path / "p", sha(LARGE), len(LARGE), parts_of(forged))
+        assert list(tmp_path.iterdir()) == []
+        fetch(server.url, tmp_path / "p", sha(forged), len(forged), parts_of(forged))
+
+
+def test_same_file_is_fetched_by_one_at_a_time(tmp_path: Path) -> None:
+    with (
+        Partial(tmp_path / "p", sha(SMALL), len(SMALL)),
+        pytest.raises(Unchecked, match=r"E_BUSY.*/p is being"),
+    ):
+        fetch("http://127.0.0.1:9/", tmp_path / "p", sha(SMALL), len(SMALL))
+    assert partial_of(tmp_path, SMALL).exists()
 
 
 def test_parts_that_do_not_fit_the_size_are_refused_before_anything_is_asked(tmp_path: Path) -> None:

@@ -295,3 +295,34 @@ def test_server_stops_on_sigterm_with_status_0(tmp_path: Path) -> None:
         assert json.loads(process.stdout.readline())["listening"].startswith("http://127.0.0.1:")
         process.terminate()
         assert process.wait(10) == 0
+
+
+def test_server_listens_on_ipv6_too(tmp_path: Path) -> None:
+    try:
+        server = BlobServer(tmp_path, "::1", 0, SECRET)
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback address")
+    with server:
+        assert server.url == f"http://[::1]:{server.port}"
+        socket.create_connection(("::1", server.port)).close()
+
+
+def test_parts_that_vanish_while_they_are_joined_leave_no_object(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process dropped the upload at this moment; or joined it, and then the object is there."""
+    upload = store.begin_parts("k")
+    part = store.upload_folder("k", upload) / f"1.{SHA}"
+    part.write_bytes(DATA)
+    stored = store.stored_parts
+
+    def dropped(key: str, upload_id: str) -> dict[int, str]:
+        found = stored(key, upload_id)
+        store.abort_parts(key, upload_id)
+        return found
+
+    monkeypatch.setattr(store, "stored_parts", dropped)
+    with pytest.raises(Unchecked, match=r"E_NO_UPLOAD"):
+        store.complete_parts("k", upload, {1: SHA})
+    assert store.size("k") is None
+    assert not list((tmp_path / ".incoming").iterdir())
