@@ -190,6 +190,8 @@ class Supervisor:
         if self._hub.ledger.now() >= plan.expires_at:
             expired = format_time(plan.expires_at)
             self._stop(plan_id, f"E_PLAN: the plan expired {expired}\nTo train further, submit a new plan.")
+        elif attempt is not None and attempt.state == "leaving":
+            self._send_off(attempt, "the run was stopped and goes on with another attempt")
         elif attempt is not None and attempt.state != "ended":
             self._check(run, attempt)
         elif done:
@@ -339,9 +341,10 @@ class Supervisor:
             if run is None or attempt is None or attempt.state == "ended":
                 return
             now = self._hub.ledger.now()
+            failed = run.active and run.attempt == number and attempt.state != "leaving"
             attempt.state, attempt.detail, attempt.ended_at = "ended", detail[:500], now
             session.add(attempt)
-            if not run.active or run.attempt != number:
+            if not failed:
                 return
             run.failures += 1
             pause_s = min(self._hub.settings.run_backoff_s * 2 ** (run.failures - 1), MAX_BACKOFF_S)
@@ -376,9 +379,7 @@ class Supervisor:
         if by_itself and self._hub.ledger.now() - (run.ended_at or 0) < END_GRACE_S and self._goes_on(live):
             return
         for attempt in live:
-            if attempt.flower_run is not None:
-                self._stop_flower(attempt.flower_run)
-            self._end_attempt(plan_id, attempt.number, f"the run is {run.state}")
+            self._send_off(attempt, f"the run is {run.state}")
         if not keep_updates:
             uploads.drop_updates(self._hub, plan_id)
 
@@ -388,6 +389,11 @@ class Supervisor:
             if found is not None and found.state != "finished":
                 return True
         return False
+
+    def _send_off(self, attempt: AttemptRow, detail: str) -> None:
+        if attempt.flower_run is not None:
+            self._stop_flower(attempt.flower_run)
+        self._end_attempt(attempt.plan, attempt.number, detail)
 
     def _stop_flower(self, flower_run: str) -> None:
         try:

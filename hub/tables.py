@@ -230,7 +230,7 @@ class BlobRow(SQLModel, table=True):
 
 
 class UploadRow(SQLModel, table=True):
-    """Bytes that somebody announced. Stored ones stay: they say who may use the blob without reading it first."""
+    """Bytes that somebody announced. Stored ones stay: they say who may use the blob."""
 
     __tablename__ = "upload"
     __table_args__ = (Index(None, "uploader", "sha256"), Index(None, "state", "expires_at"))
@@ -362,7 +362,7 @@ class AttemptRow(SQLModel, table=True):
     plan: str = Field(foreign_key="run.plan", primary_key=True, max_length=64)
     number: int = Field(primary_key=True)
     flower_run: str | None = Field(default=None, max_length=20, nullable=True)  # uint64 in decimal
-    state: str = Field(max_length=8)  # starting, running, ended
+    state: str = Field(max_length=8)  # starting, running, leaving (its run is over), ended
     detail: str | None = Field(default=None, max_length=500, nullable=True)  # why it ended
     first_round: int  # the round it began with
     started_at: int = moment()

@@ -28,6 +28,7 @@ from federation.plan import build_recipe, make_config
 from federation.publishing import push_version
 from federation.transfer import send_file
 from hub.keys import open_keys
+from hub.supervisor import Supervisor
 from storage.blobs import FolderStore
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Unchecked
@@ -64,6 +65,9 @@ def weights(*values: float) -> bytes:
         {"w": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, len(body)]}}
     ).encode()
     return len(header).to_bytes(8, "little") + header + body
+
+
+BASE = weights(1, 2)
 
 
 def digest(data: bytes) -> str:
@@ -324,6 +328,115 @@ class AllianceInProcess(HubInProcess):
         path = self.folder / f"send-{secrets.token_hex(4)}"
         path.write_bytes(data)
         return send_file(client, path, plan=plan)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Journey:
+    """One plan with consents, as far as a test has taken it; the test is coordinator and labs."""
+
+    alliance: AllianceInProcess
+    plan: wire.Plan
+    consents: dict[str, str] = field(default_factory=dict)
+    last: dict[str, str] = field(default_factory=dict)  # lab -> its receipt before
+    attempt: int = 1
+
+    @property
+    def id(self) -> str:
+        return self.plan.id
+
+    def supervise(self) -> Supervisor:
+        """A supervisor that has looked once."""
+        supervisor = Supervisor(self.alliance.hub, self.alliance.control)
+        supervisor.look()
+        return supervisor
+
+    def work(self) -> wire.Work:
+        with self.alliance.coordinator() as coordinator:
+            return coordinator.work(self.id)
+
+    def orders(self, number: int, source: str, **changes: Any) -> wire.Orders:
+        request = {
+            "attempt": self.attempt,
+            "round": number,
+            "action": "train",
+            "input": source,
+            "deadline": format_time(int(time.time()) + 30),
+            **changes,
+        }
+        with self.alliance.coordinator() as coordinator:
+            return coordinator.orders(self.id, wire.OrdersRequest(**request))
+
+    def reports(
+        self, number: int, source: str, labs: tuple[str, ...] = LABS, **changes: Any
+    ) -> wire.RoundReport:
+        """Let labs train and the coordinator upload an aggregate; the report that would close the round."""
+        receipts = []
+        for lab in labs:
+            _, receipt = self.alliance.train(
+                lab, self.plan, self.consents[lab], number, source, self.last.get(lab)
+            )
+            self.last[lab] = receipt
+            receipts.append(receipt)
+        aggregate = weights(100 + number, time.time() % 1000)
+        with self.alliance.coordinator() as coordinator:
+            self.alliance.send(coordinator, aggregate, plan=self.id)
+        told = {
+            "attempt": self.attempt,
+            "round": number,
+            "input": source,
+            "aggregate": digest(aggregate),
+            "size": len(aggregate),
+            "receipts": receipts,
+            "seconds": 1.5,
+            "sites": {lab: {"accuracy": 0.5, "examples": 10} for lab in labs},
+            "metrics": {"accuracy": 0.5},
+        }
+        return wire.RoundReport(**(told | changes))
+
+    def report(self, told: wire.RoundReport) -> wire.StatementRecord:
+        with self.alliance.coordinator() as coordinator:
+            return coordinator.report_round(self.id, told)
+
+    def run(self, name: str = OWNER) -> wire.Run:
+        with self.alliance.as_(name) as client:
+            return client.run(self.id)
+
+    def end(self, state: str, reason: str | None = None) -> wire.Run:
+        with self.alliance.coordinator() as coordinator:
+            return coordinator.end_run(self.id, wire.RunEnd(attempt=self.attempt, state=state, reason=reason))
+
+    def kinds(self) -> list[str]:
+        with self.alliance.as_(OWNER) as owner:
+            return [event.kind for event in owner.events(self.id)]
+
+
+class Setting:
+    """An alliance whose labs have data and connected agents."""
+
+    def __init__(self, alliance: AllianceInProcess, base: str = MODEL) -> None:
+        self.alliance = alliance
+        self.base = alliance.push({"model.safetensors": BASE}, base)
+        self.datasets = {lab: alliance.describe(lab, base.partition("/")[2]) for lab in LABS}
+        self.nodes = {lab: alliance.register_site(lab) for lab in LABS}
+
+    def plan(self, labs: tuple[str, ...] = LABS, **changes: Any) -> Journey:
+        """A plan to which these labs have consented."""
+        journey = Journey(self.alliance, self.alliance.submit(self.base, self.datasets, **changes))
+        for lab in labs:
+            journey.consents[lab] = self.alliance.consent(lab, journey.plan)
+        return journey
+
+    def running(self, **changes: Any) -> Journey:
+        """A run whose first attempt has asked for its work."""
+        journey = self.plan(**changes)
+        with self.alliance.as_(OWNER) as owner:
+            owner.start_run(journey.id)
+        journey.supervise().release()
+        journey.work()
+        return journey
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def work(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Work:
     _check_coordinator(actor, plan_id)
     row, entry, plan = plans.load(hub, session, plan_id)
     run = _active(session, plan_id)
+    _check_stays(session, run)
     if run.state == "starting":
         run.state = "running"
         session.add(run)
@@ -127,10 +128,21 @@ def _active(session: Session, plan_id: str) -> RunRow:
 
 
 def _current(session: Session, plan_id: str, attempt: int) -> RunRow:
-    """The active run, locked, if ``attempt`` is its newest."""
+    """The active run, locked, if ``attempt`` is its newest and not on its way out."""
     run = _active(session, plan_id)
     _check_attempt(run, attempt)
+    _check_stays(session, run)
     return run
+
+
+def _check_stays(session: Session, run: RunRow) -> None:
+    attempt = session.get(AttemptRow, (run.plan, run.attempt))
+    if attempt is not None and attempt.state in ("leaving", "ended"):
+        raise conflict(
+            "E_ATTEMPT",
+            f"run {run.plan}: attempt {run.attempt} is over, the next one begins soon",
+            "This coordinator must end.",
+        )
 
 
 def _check_attempt(run: RunRow, attempt: int) -> None:
@@ -416,6 +428,7 @@ def end(hub: Hub, session: Session, actor: Actor, plan_id: str, told: wire.RunEn
     _check_attempt(run, told.attempt)
     if not run.active:
         return runs.describe(hub, session, run)  # a repeat, or the owner was faster
+    _check_stays(session, run)
     _heard(hub, session, run)
     last = last_round(session, plan_id)
     closed = 0 if last is None else last.round

@@ -16,7 +16,7 @@ from hub.context import Hub
 from hub.errors import conflict, not_found
 from hub.services import events, plans
 from hub.services.events import Kind
-from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow
+from hub.tables import AttemptRow, BlobRow, PlanRow, RoundRow, RunRow, UploadRow
 from storage.encoding import format_time, is_digest
 from storage.errors import Refused, Unchecked
 from storage.evidence import Entry
@@ -125,6 +125,10 @@ def close(hub: Hub, session: Session, run: RunRow, state: RunState, reason: str 
     now = hub.ledger.now()
     run.state, run.reason, run.ended_at = state, reason, now
     session.add(run)
+    attempt = session.get(AttemptRow, (run.plan, run.attempt))
+    if attempt is not None and attempt.state != "ended":
+        attempt.state = "leaving"
+        session.add(attempt)
     data = {"state": state, "reason": None if reason is None else reason[: events.MAX_TEXT]}
     events.append(session, run.plan, Kind.RUN_ENDED, data, at=now)
 

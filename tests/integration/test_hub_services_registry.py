@@ -27,7 +27,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInPro
         yield opened
 
 
-def refused(code: str, call: Any, *arguments: Any, **options: Any) -> FedhubError:
+def refused(code: str, call: Any, /, *arguments: Any, **options: Any) -> FedhubError:
     with pytest.raises(FedhubError) as caught:
         call(*arguments, **options)
     assert caught.value.code == code, caught.value
