@@ -10,7 +10,7 @@ without a change to either side.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -35,6 +35,26 @@ CONTROL = tuple(
 )
 BODY_S = 30.0  # how long a request's body may take to arrive
 MAX_POLLERS = 4096
+
+
+class OnlyFor:
+    """A middleware that is asked only about paths that concern it; elsewhere it does nothing, at a price."""
+
+    def __init__(
+        self, app: App, *, path: str, middleware: Callable[..., App], options: Mapping[str, Any]
+    ) -> None:
+        """
+        Args:
+            path: how the paths begin that it is for.
+            middleware: makes it around an application, with ``options``.
+        """
+        self._path = path
+        self._around = middleware(app, **options)
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        wanted = scope["type"] == "http" and scope["path"].startswith(self._path)
+        await (self._around if wanted else self._app)(scope, receive, send)
 
 
 class Bell:

@@ -22,14 +22,14 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Door
+from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Door, OnlyFor
 from federation.flower.quiet import keep_quiet
 from federation.flower.tls import FleetTls, make_fleet_tls
 from federation.lifeline import die_with
@@ -41,6 +41,15 @@ if TYPE_CHECKING:
 FLEET_BODY_BYTES = 1 << 20  # messages are references; Flower's own apps, which send tensors, need more
 LOCAL_BODY_BYTES = 64 << 20
 MAX_TOKEN_BYTES = 512
+
+# flwr's middlewares by the paths that each looks at; every one costs about a millisecond a request.
+_CONCERNS = {
+    "ControlSensitiveResponseMiddleware": "/v1/control/",
+    "ControlAuthenticationMiddleware": "/v1/control/",
+    "NodeAuthMiddleware": "/v1/fleet/",
+}
+# These do nothing without the plugins of Flower's paid edition, which are never given.
+_IDLE = ("ControlLicenseMiddleware", "ControlEventLogMiddleware", "FleetEventLogMiddleware")
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,8 @@ def serve_superlink(options: Options) -> None:
     local = bind("127.0.0.1", options.local_port, "Control and Runtime")
     fleet = bind(*options.fleet, "Fleet")
     control = bind(*options.control, "Control") if options.control else None
-    asyncio.run(_serve(options, token, tls, local, fleet, control))
+    with asyncio.Runner(loop_factory=_loop()) as runner:
+        runner.run(_serve(options, token, tls, local, fleet, control))
 
 
 async def _serve(
@@ -210,7 +220,23 @@ def _application(token: str) -> tuple[Any, Any]:
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
+    kept = [one for one in app.user_middleware if _name(one) not in _IDLE]
+    app.user_middleware = [_narrowed(one) for one in kept]
     return app, app.state.linkstate_factory
+
+
+def _narrowed(middleware: Any) -> Any:
+    """The same middleware, asked only about the paths that it looks at itself before it does anything."""
+    from starlette.middleware import Middleware
+
+    path = _CONCERNS.get(_name(middleware))
+    if path is None:
+        return middleware
+    return Middleware(OnlyFor, path=path, middleware=middleware.cls, options=middleware.kwargs)
+
+
+def _name(middleware: Any) -> str:
+    return str(middleware.cls.__name__)
 
 
 def _hub_token(token: str) -> Any:
@@ -234,6 +260,15 @@ def _hub_token(token: str) -> Any:
             return None, None
 
     return HubToken()
+
+
+def _loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The faster event loop where it is installed."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def _server(app: Any, **options: Any) -> "uvicorn.Server":
