@@ -177,7 +177,14 @@ def fresh_orders(hub: Hub, actor: Actor, upload_id: str) -> Upload:
         if row.state == "open":
             row.expires_at = hub.ledger.now() + hub.settings.upload_hours * 3600
     _raise_if_refused(row)
+    if row.state == "open" and _is_joined(hub, row):
+        return complete(hub, actor, upload_id)
     return _answer(hub, row)
+
+
+def _is_joined(hub: Hub, row: UploadRow) -> bool:
+    """Whether the store has joined the parts already: a crash may have kept us from noting it."""
+    return row.multipart is not None and hub.store.size(row.key) is not None
 
 
 def _owned(session: Session, actor: Actor, upload_id: str) -> UploadRow:
@@ -239,18 +246,23 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
         if size != row.size:
             raise _incomplete(row, f"the store holds {size} bytes, announced were {row.size}")
         return _answer(hub, settle(hub, row.id, checked_by="store"))
-    # The store's own list counts, not what a client says it was answered.
-    etags = hub.store.stored_parts(row.key, row.multipart)
-    missing = [number for number in range(1, len(row.parts) + 1) if number not in etags]
-    if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise _incomplete(row, f"parts {', '.join(map(str, missing[:10]))}{more} are not in the store")
-    hub.store.complete_parts(row.key, row.multipart, etags)
+    if not _is_joined(hub, row):
+        _join(hub, row, row.multipart, len(row.parts))
     with hub.database.session_scope() as session:
         row = _owned(session, actor, upload_id)
         if row.state == "open":
             row.state = "checking"
     return _answer(hub, row)
+
+
+def _join(hub: Hub, row: UploadRow, multipart: str, count: int) -> None:
+    """Make the parts one object; the store's own list of them counts, not what a client was answered."""
+    etags = hub.store.stored_parts(row.key, multipart)
+    missing = [number for number in range(1, count + 1) if number not in etags]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise _incomplete(row, f"parts {', '.join(map(str, missing[:10]))}{more} are not in the store")
+    hub.store.complete_parts(row.key, multipart, etags)
 
 
 def _incomplete(row: UploadRow, found: str) -> Refused:

@@ -166,6 +166,29 @@ def test_parts_of_another_whole_are_refused_and_dropped(
     assert not list(alliance.store.list(f"blobs/sha256/{claimed[:2]}/{claimed}"))
 
 
+@pytest.mark.parametrize("asked", ["complete", "orders", "announce"])
+def test_crash_between_joining_the_parts_and_noting_it_is_made_good(
+    alliance: AllianceInProcess, owner: HubClient, large: Path, asked: str
+) -> None:
+    _sha256, size, parts = hash_file(large)
+    claimed = digest(f"joined, then {asked}".encode())
+    upload = owner.upload(claimed, size, parts=parts)
+    body = large.read_bytes()
+    for order in upload.orders:
+        start = (order.part - 1) * PART_BYTES
+        assert put(order.url, order.headers, body[start : start + PART_BYTES]) == 200
+    row = rows(alliance, claimed)[0]
+    assert row.multipart is not None
+    alliance.store.complete_parts(row.key, row.multipart, alliance.store.stored_parts(row.key, row.multipart))
+    again = {
+        "complete": lambda: owner.upload_complete(upload.id),
+        "orders": lambda: owner.upload_orders(upload.id),
+        "announce": lambda: owner.upload(claimed, size, parts=parts),
+    }[asked]()
+    assert (again.id, again.state) == (upload.id, "checking")
+    uploads.check_whole(alliance.hub, upload.id)
+
+
 def test_large_file_goes_up_with_the_products_own_client(alliance: AllianceInProcess, large: Path) -> None:
     done = threading.Event()
 
