@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 SERVER = os.environ.get("FEDHUB_TEST_DATABASE_URL", "")
-KINDS = ["sqlite", "postgresql"] if SERVER.startswith("postgres") else ["sqlite"]
+DATABASES = ["sqlite", "postgresql"] if SERVER.startswith("postgres") else ["sqlite"]
 
 
 @contextmanager
@@ -28,7 +28,9 @@ def database_url(kind: str, folder: Path) -> Iterator[str]:
     with engine.connect() as connection:
         connection.execute(text(f'CREATE SCHEMA "{schema}"'))
     try:
-        yield server.update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(hide_password=False)
+        yield server.update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(
+            hide_password=False
+        )
     finally:
         with engine.connect() as connection:
             connection.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))

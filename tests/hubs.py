@@ -110,7 +110,7 @@ class HubInProcess:
         with self.client(self.operator) as client:
             return client.invite(name, role)
 
-    def new_home(self, name: str, role: str) -> Home:
+    def new_home(self, name: str, role: str, *, folder: str | None = None) -> Home:
         """A home with fresh keys that has not applied anywhere; it pins the operator."""
         with self.client() as client:
             info = client.hub()
@@ -123,7 +123,7 @@ class HubInProcess:
             operator_pin=info.operator_pin,
             log_key=info.log_key,
         )
-        return Home.create(self.folder / "homes" / name.partition(".")[0], name, role, place)
+        return Home.create(self.folder / "homes" / (folder or name.partition(".")[0]), name, role, place)
 
     def enrol(self, name: str, role: str = "lab", *, approve: bool = True) -> Home:
         """A member with a home of its own, from invitation to approval."""

@@ -59,23 +59,25 @@ async def login_form(request: Request) -> dict[str, str]:
 
 
 class Guard:
-    """Slows down guessing: failed logins and enrolments of one address are counted."""
+    """Slows down guessing: failed logins and enrolments of one address are counted.
+
+    Only failures wait: whoever shares the address and proves who they are is let in.
+    """
 
     def __init__(self, request: Request) -> None:
         self._rate: Rate = request.app.state.failed_logins
         self._address = address_of(request.scope)
-        wait_s = self._rate.wait(self._address)
-        if wait_s:
-            raise Refused(
-                "E_RATE", "too many failed logins", f"Try again in {int(wait_s) + 1} s.", status=429
-            )
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, FedhubError):
-            self._rate.take(self._address)
+        if not isinstance(error, FedhubError):
+            return
+        wait_s = self._rate.take(self._address)
+        if wait_s:
+            hint = f"Try again in {int(wait_s) + 1} s."
+            raise Refused("E_RATE", "too many failed logins", hint, status=429) from error
 
 
 Guarded = Annotated[Guard, Depends(Guard)]
@@ -83,11 +85,11 @@ Guarded = Annotated[Guard, Depends(Guard)]
 
 @router.post("/token", openapi_extra=LOGIN_FORM, responses=responses(401))
 def token(
-    hub: HubHere, session: WriteSession, guard: Guarded, form: Annotated[dict[str, str], Depends(login_form)]
+    hub: HubHere, guard: Guarded, form: Annotated[dict[str, str], Depends(login_form)]
 ) -> wire.AccessToken:
     """Exchange a JWT signed with a ring key (RFC 7523) for an access token of at most five minutes."""
     with guard:
-        return identity.login(hub, session, form)
+        return identity.login(hub, form)
 
 
 @router.get("/hub", responses=responses())

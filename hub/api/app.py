@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
-from storage.stores import open_store
 
 from federation.home import Home, Place
 from federation.wire import Problem
@@ -28,6 +27,7 @@ from hub.services import alliance as members
 from hub.settings import Settings
 from storage.blobs import BlobStore
 from storage.errors import Unchecked
+from storage.stores import open_store
 
 ROUTERS: tuple[APIRouter, ...] = (
     alliance.router,
@@ -42,8 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
 PAGES = "hub.web.pages"
 
 
-# --- the hub
-# --------------------------------------------------------------------------------------------------
+# --- the hub --------------------------------------------------------------------------------------------
 
 
 def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
@@ -67,6 +66,8 @@ def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
     roots = [version.raw for _number, version in sorted(operator.ring.versions.items())]
     with database.only_one("found"), database.session_scope() as session:
         members.found(hub, session, roots)
+    with database.session_scope(write=False) as session, ledger.evidence(session):
+        pass  # the whole log is read now, so that no request waits for it
     return hub
 
 
@@ -124,8 +125,7 @@ def _read_text(path: Path, setting: str) -> str:
         raise Unchecked("E_SETTING", f"{setting}: cannot read {path}: {error}") from error
 
 
-# --- the applications
-# -----------------------------------------------------------------------------------------
+# --- the applications -----------------------------------------------------------------------------------
 
 
 def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:

@@ -89,7 +89,7 @@ def _labels(labels: Mapping[str, str]) -> str:
     return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
 
 
-@router.get("/healthz")
+@router.api_route("/healthz", methods=["GET", "HEAD"])
 def alive() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok", "version": __version__}

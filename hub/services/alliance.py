@@ -33,8 +33,7 @@ FRESH_S = 600  # a statement is logged within ten minutes of its signing
 _log = logging.getLogger("fedhub.alliance")
 
 
-# --- the operator itself
-# --------------------------------------------------------------------------------------
+# --- the operator itself --------------------------------------------------------------------------------
 
 
 def found(hub: Hub, session: Session, roots: Sequence[bytes]) -> None:
@@ -64,8 +63,7 @@ def found(hub: Hub, session: Session, roots: Sequence[bytes]) -> None:
     _put_in_force(hub, session, name, raw)
 
 
-# --- joining
-# --------------------------------------------------------------------------------------------------
+# --- joining --------------------------------------------------------------------------------------------
 
 
 def invite(hub: Hub, session: Session, actor: Actor, request: wire.InvitationRequest) -> wire.Invitation:
@@ -210,8 +208,7 @@ def approve(hub: Hub, session: Session, actor: Actor, name: str) -> wire.Institu
     return told(session, member)
 
 
-# --- key rings
-# ------------------------------------------------------------------------------------------------
+# --- key rings ------------------------------------------------------------------------------------------
 
 
 def keyring(session: Session, name: str) -> list[bytes]:
@@ -252,8 +249,7 @@ def _put_in_force(hub: Hub, session: Session, name: str, raw: bytes) -> None:
     session.flush()
 
 
-# --- showing
-# --------------------------------------------------------------------------------------------------
+# --- showing --------------------------------------------------------------------------------------------
 
 
 def institutions(session: Session, actor: Actor) -> list[wire.Institution]:
@@ -304,8 +300,7 @@ def hub_info(hub: Hub, session: Session, version: str) -> wire.HubInfo:
     )
 
 
-# --- sites
-# ----------------------------------------------------------------------------------------------------
+# --- sites ----------------------------------------------------------------------------------------------
 
 
 def register_site(hub: Hub, actor: Actor, request: wire.SiteRequest) -> wire.Site:
@@ -396,8 +391,7 @@ def _node_key(pem: str) -> EllipticCurvePublicKey:
     return key
 
 
-# --- small things
-# ---------------------------------------------------------------------------------------------
+# --- small things ---------------------------------------------------------------------------------------
 
 
 def _member(session: Session, name: str) -> InstitutionRow:

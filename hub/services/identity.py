@@ -9,6 +9,7 @@ import base64
 import binascii
 import hmac
 import secrets
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, cast
 
@@ -32,11 +33,20 @@ USED_EVERY_S = 60  # how exactly the last use of a personal token is kept
 DAY_S = 86_400
 
 
-# --- login
-# ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Proof:
+    """An assertion that holds: whose it is, and what makes it good only once."""
+
+    institution: str
+    role: KeyRole
+    digest: str  # of key hint and jti
+    expires: int
 
 
-def login(hub: Hub, session: Session, form: dict[str, str]) -> wire.AccessToken:
+# --- login ----------------------------------------------------------------------------------------------
+
+
+def login(hub: Hub, form: dict[str, str]) -> wire.AccessToken:
     """Exchange a signed assertion for an access token.
 
     Args:
@@ -48,15 +58,19 @@ def login(hub: Hub, session: Session, form: dict[str, str]) -> wire.AccessToken:
         raise bad_field("grant_type", "must be client_credentials")
     if form.get("client_assertion_type") != ASSERTION_TYPE:
         raise bad_field("client_assertion_type", f"must be {ASSERTION_TYPE}")
-    member, role = _check_assertion(hub, session, form.get("client_assertion", ""))
-    session.exec(delete(SeenAssertionRow).where(col(SeenAssertionRow.expires_at) < hub.ledger.now()))
+    # Checked before anything is written: on SQLite a stranger's attempt shall not take the writers' turn.
+    with hub.database.session_scope(write=False) as session:
+        proof = _check_assertion(hub, session, form.get("client_assertion", ""))
+    with hub.database.session_scope() as session:
+        session.exec(delete(SeenAssertionRow).where(col(SeenAssertionRow.expires_at) < hub.ledger.now()))
+        _use_once(session, proof)
     life_s = hub.settings.access_token_s
     now = hub.ledger.now()
     claims = {
         "iss": hub.settings.origin,
         "aud": _audience(hub),
-        "sub": member.name,
-        "key_role": role,
+        "sub": proof.institution,
+        "key_role": proof.role,
         "iat": now,
         "exp": now + life_s,
         "jti": secrets.token_hex(8),
@@ -65,7 +79,7 @@ def login(hub: Hub, session: Session, form: dict[str, str]) -> wire.AccessToken:
     return wire.AccessToken(access_token=token, expires_in=life_s)
 
 
-def _check_assertion(hub: Hub, session: Session, assertion: str) -> tuple[InstitutionRow, KeyRole]:
+def _check_assertion(hub: Hub, session: Session, assertion: str) -> _Proof:
     header, claims = _read_jwt(assertion)
     hint = header.get("kid")
     if header.get("alg") != "ES256" or not isinstance(hint, str) or not is_digest(hint):
@@ -88,8 +102,7 @@ def _check_assertion(hub: Hub, session: Session, assertion: str) -> tuple[Instit
     member = session.get(InstitutionRow, found.institution)
     if member is None or member.state != "approved":
         raise _refuse(f"{found.institution} is not an approved member")
-    _use_once(session, f"{hint} {claims['jti']}", claims["exp"])
-    return member, cast(KeyRole, found.role)
+    return _Proof(member.name, cast(KeyRole, found.role), _digest(f"{hint} {claims['jti']}"), claims["exp"])
 
 
 def _check_claims(hub: Hub, claims: dict[str, Any], institution: str) -> None:
@@ -109,8 +122,8 @@ def _check_claims(hub: Hub, claims: dict[str, Any], institution: str) -> None:
         raise _refuse("the assertion's jti must be a text of 16 to 128 characters")
 
 
-def _use_once(session: Session, name: str, expires: int) -> None:
-    seen = SeenAssertionRow(digest=sha256(name.encode()).hexdigest(), expires_at=expires)
+def _use_once(session: Session, proof: _Proof) -> None:
+    seen = SeenAssertionRow(digest=proof.digest, expires_at=proof.expires)
     try:
         with session.begin_nested():
             session.add(seen)
@@ -145,8 +158,7 @@ def _audience(hub: Hub) -> str:
     return f"{hub.settings.origin}/api"
 
 
-# --- who a token is
-# -------------------------------------------------------------------------------------------
+# --- who a token is -------------------------------------------------------------------------------------
 
 
 def actor_of(hub: Hub, authorization: str | None) -> Actor:
@@ -232,8 +244,7 @@ def _digest(token: str) -> str:
     return sha256(token.encode()).hexdigest()
 
 
-# --- personal tokens
-# ------------------------------------------------------------------------------------------
+# --- personal tokens ------------------------------------------------------------------------------------
 
 
 def whoami(actor: Actor) -> wire.WhoAmI:

@@ -96,8 +96,7 @@ def parties_of(entry: Entry, evidence: Evidence) -> set[str]:
     return parties
 
 
-# --- what the API does
-# ----------------------------------------------------------------------------------------
+# --- what the API does ----------------------------------------------------------------------------------
 
 
 def post(hub: Hub, session: Session, actor: Actor, request: wire.StatementPost) -> wire.StatementRecord:

@@ -12,20 +12,27 @@ from sqlmodel import select
 
 from federation.client import HubClient
 from federation.home import Home
+from federation.joining import post_status
+from hub.access import Actor
 from hub.api.app import open_hub
 from hub.context import Hub
+from hub.services import alliance
 from hub.services.alliance import introduce_site
 from hub.tables import InvitationRow, SiteRow
 from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.keyring import read_ring
 from storage.ringmaker import make_ring
+from storage.signing import sign
+from storage.statements import compose
+from tests.databases import DATABASES, database_url
 from tests.hubs import OPERATOR, HubInProcess, enrolment, running_hub
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubInProcess]:
-    with running_hub(tmp_path_factory.mktemp("hub")) as made:
+@pytest.fixture(scope="module", params=DATABASES)
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubInProcess]:
+    folder = tmp_path_factory.mktemp("hub")
+    with database_url(request.param, folder) as url, running_hub(folder, database_url=url) as made:
         yield made
 
 
@@ -42,7 +49,9 @@ def operator(hub: HubInProcess) -> Iterator[HubClient]:
 
 def node_pem(curve: ec.EllipticCurve | None = None) -> str:
     key = ec.generate_private_key(curve or ec.SECP384R1()).public_key()
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode()
 
 
 class Nodes:
@@ -117,7 +126,11 @@ def test_only_the_operator_invites(hub: HubInProcess, lab: Home) -> None:
 
 @pytest.mark.parametrize(
     ("name", "role", "field"),
-    [("not a name", "lab", "institution"), ("nodot", "lab", "institution"), ("x.example", "operator", "role")],
+    [
+        ("not a name", "lab", "institution"),
+        ("nodot", "lab", "institution"),
+        ("x.example", "operator", "role"),
+    ],
 )
 def test_an_invitation_that_makes_no_sense_is_refused_by_its_field(
     operator: HubClient, name: str, role: str, field: str
@@ -158,7 +171,12 @@ def test_an_institution_joins_by_invitation_and_approval(hub: HubInProcess, oper
     invitation, home = hub.invite("joins.example", "firm"), hub.new_home("joins.example", "firm")
     with hub.client() as client:
         applied = client.enrol(enrolment(home, invitation.secret, contact="mail@joins.example"))
-    assert (applied.state, applied.role, applied.pin, applied.ring_version) == ("pending", "firm", home.ring.pin, 0)
+    assert (applied.state, applied.role, applied.pin, applied.ring_version) == (
+        "pending",
+        "firm",
+        home.ring.pin,
+        0,
+    )
     approved = operator.approve("joins.example")
     assert (approved.state, approved.ring_version) == ("approved", 1)
     assert operator.approve("joins.example") == approved  # a repeat changes nothing
@@ -176,29 +194,20 @@ def test_a_pending_ring_is_neither_served_nor_logged(hub: HubInProcess, operator
 
 def test_an_invitation_is_good_once(hub: HubInProcess) -> None:
     invitation, home = hub.invite("first.example", "lab"), hub.new_home("first.example", "lab")
-    thief = Home.create(
-        hub.folder / "thief",
-        "first.example",
-        "lab",
-        _place_of(hub),
-    )
+    thief = hub.new_home("first.example", "lab", folder="thief")
     with hub.client() as client:
         client.enrol(enrolment(home, invitation.secret))
         with pytest.raises(Refused, match="used already"):
             client.enrol(enrolment(thief, invitation.secret))
-        again = client.enrol(enrolment(home, invitation.secret))  # the same ring: an answer was lost on the way
+        again = client.enrol(
+            enrolment(home, invitation.secret)
+        )  # the same ring: an answer was lost on the way
     assert again.pin == home.ring.pin
 
 
-def _place_of(hub: HubInProcess):  # type: ignore[no-untyped-def]
-    from federation.home import Place
-
-    with hub.client() as client:
-        info = client.hub()
-    return Place(info.origin, "http://hub.test", "", "", info.operator, info.operator_pin, info.log_key)
-
-
-def test_an_invitation_is_for_its_own_name_and_time(hub: HubInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invitation_is_for_its_own_name_and_time(
+    hub: HubInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     invitation = hub.invite("named.example", "lab")
     other, home = hub.new_home("other.example", "lab"), hub.new_home("named.example", "lab")
     with hub.client() as client:
@@ -231,7 +240,9 @@ def test_a_statement_that_is_not_of_the_ring_is_refused(hub: HubInProcess) -> No
         for statement in wrong:
             with pytest.raises(Rejected):
                 client.enrol(enrolment(home, invitation.secret, statement=statement.decode()))
-        assert client.enrol(enrolment(home, invitation.secret)).state == "pending"  # the invitation is still good
+        assert (
+            client.enrol(enrolment(home, invitation.secret)).state == "pending"
+        )  # the invitation is still good
 
 
 def test_one_ring_under_two_names_is_refused(hub: HubInProcess, lab: Home) -> None:
@@ -244,11 +255,12 @@ def test_one_ring_under_two_names_is_refused(hub: HubInProcess, lab: Home) -> No
         expires_at=int(time.time()) + 86_400,
         signers=[home.key("root")],
     )
-    from storage.signing import sign
-    from storage.statements import compose
-
     payload = compose(
-        "keyring", [("1.root.json", sha256_hex(root))], {"version": 1}, issuer="twin.example", hub="hub.example"
+        "keyring",
+        [("1.root.json", sha256_hex(root))],
+        {"version": 1},
+        issuer="twin.example",
+        hub="hub.example",
     )
     request = enrolment(
         home,
@@ -264,9 +276,8 @@ def test_one_ring_under_two_names_is_refused(hub: HubInProcess, lab: Home) -> No
 
 @pytest.mark.parametrize("roots", [["not base64!"], ["e30="], []])
 def test_roots_that_are_none_are_refused(hub: HubInProcess, roots: list[str]) -> None:
-    invitation, home = hub.invite("noroot.example", "lab"), hub.new_home(f"n{len(str(roots))}.noroot.example", "lab")
+    invitation = hub.invite("noroot.example", "lab")
     body = {"institution": "noroot.example", "secret": invitation.secret, "roots": roots, "statement": "{}"}
-    del home
     with hub.http() as http:
         answer = http.post("/api/v1/institutions", json=body)
     assert answer.status_code == 422 and answer.json()["code"].startswith("E_")
@@ -279,11 +290,7 @@ def test_approval_after_ten_minutes_takes_force_when_the_member_applies_again(
     with hub.client() as client:
         client.enrol(enrolment(home, invitation.secret))
     monkeypatch.setattr(hub.hub.ledger, "_clock", lambda: time.time() + 700)
-    from hub.services import alliance
-    from tests.hubs import OPERATOR as name
-    from hub.access import Actor
-
-    steward = Actor(name, "operator", "access", frozenset({"read", "write"}), "targets")
+    steward = Actor(OPERATOR, "operator", "access", frozenset({"read", "write"}), "targets")
     with hub.hub.database.session_scope() as session:
         late = alliance.approve(hub.hub, session, steward, "late.example")
     assert (late.state, late.ring_version) == ("approved", 0)
@@ -356,8 +363,6 @@ def test_rings_are_public_and_institutions_are_not(hub: HubInProcess, lab: Home)
 
 
 def test_a_status_list_is_shown_with_its_age(hub: HubInProcess) -> None:
-    from federation.joining import post_status
-
     home = hub.enrol("honest.example")
     with hub.client(home) as client:
         assert client.institution("honest.example").status_until is None
@@ -422,7 +427,9 @@ def test_a_site_may_get_a_new_key_but_never_another_site_s(with_nodes: tuple[Hub
 def test_what_flower_does_not_take_is_no_node_key(hub: HubInProcess, lab: Home) -> None:
     edwards = ed25519.Ed25519PrivateKey.generate().public_key()
     others = [
-        edwards.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode(),
+        edwards.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ).decode(),
         node_pem(ec.SECP256K1()),
         "not a key",
         "",

@@ -124,8 +124,12 @@ def test_a_missing_body_is_told_as_a_missing_field(http: httpx.Client) -> None:
     assert answer.status_code == 422 and problem(answer).field == "body"
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/api/v1/nothing", 404), ("PUT", "/api/v1/whoami", 405)])
-def test_an_unknown_path_or_method_is_a_problem_too(http: httpx.Client, method: str, path: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/api/v1/nothing", 404), ("PUT", "/api/v1/whoami", 405)]
+)
+def test_an_unknown_path_or_method_is_a_problem_too(
+    http: httpx.Client, method: str, path: str, status: int
+) -> None:
     answer = http.request(method, path)
     assert answer.status_code == status and problem(answer).code in ("E_NOT_FOUND", "E_METHOD")
 
@@ -151,7 +155,10 @@ def test_every_answer_has_an_id_and_security_headers(http: httpx.Client, path: s
 
 
 def test_a_caller_s_request_id_is_kept_when_it_is_one(http: httpx.Client) -> None:
-    assert http.get("/healthz", headers={"X-Request-Id": "trace-12345678"}).headers["x-request-id"] == "trace-12345678"
+    assert (
+        http.get("/healthz", headers={"X-Request-Id": "trace-12345678"}).headers["x-request-id"]
+        == "trace-12345678"
+    )
     for odd in ("x", "a b c d e f g h", "<script>alert(1)</script>"):
         assert http.get("/healthz", headers={"X-Request-Id": odd}).headers["x-request-id"] != odd
 
@@ -204,7 +211,9 @@ def test_a_store_that_is_away_is_a_reason_to_try_again(
 # --- rates --------------------------------------------------------------------------------------------------
 
 
-def test_a_caller_who_asks_too_often_waits_and_others_do_not(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_caller_who_asks_too_often_waits_and_others_do_not(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     with running_hub(tmp_path_factory.mktemp("rate"), requests_per_minute=30) as hub:
         with hub.http(token="x" * 40) as noisy:
             statuses = [noisy.get("/api/v1/hub").status_code for _ in range(35)]

@@ -13,10 +13,10 @@ from sqlmodel import SQLModel, select
 from hub.database import Database
 from hub.tables import InstitutionRow, LogSequenceRow, PersonalTokenRow, RingRow
 from storage.errors import Unchecked
-from tests.databases import KINDS, database_url
+from tests.databases import DATABASES, database_url
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with database_url(request.param, tmp_path) as address:
         yield address
@@ -77,7 +77,7 @@ def test_processes_that_start_together_migrate_once(url: str) -> None:
     def start(one: Database) -> None:
         try:
             one.upgrade()
-        except BaseException as error:  # noqa: BLE001 - told by the assert below
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=start, args=(one,)) for one in several]
@@ -103,7 +103,13 @@ def test_a_block_that_raises_leaves_no_trace(database: Database) -> None:
 
 def test_foreign_keys_hold(database: Database) -> None:
     token = PersonalTokenRow(
-        id="1", institution="nobody.example", name="t", digest="b" * 64, scopes="read", created_at=1, expires_at=2
+        id="1",
+        institution="nobody.example",
+        name="t",
+        digest="b" * 64,
+        scopes="read",
+        created_at=1,
+        expires_at=2,
     )
     with pytest.raises(IntegrityError), database.session_scope() as session:
         session.add(token)
@@ -161,12 +167,18 @@ def test_only_one_holds_a_name_at_a_time(database: Database) -> None:
 def test_sqlite_survives_kill_and_power_loss_by_its_own_settings(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/fedhub.db")
     with database.engine.connect() as connection:
-        told = {name: connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous", "foreign_keys")}
+        told = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
     assert told == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
     database.close()
 
 
-@pytest.mark.parametrize("address", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "not an address", "postgresql+asyncpg://x/y"])
+@pytest.mark.parametrize(
+    "address",
+    ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "not an address", "postgresql+asyncpg://x/y"],
+)
 def test_an_address_that_cannot_be_used_is_told_by_its_setting(address: str) -> None:
     with pytest.raises(Unchecked, match="FEDHUB_DATABASE_URL") as caught:
         Database(address)

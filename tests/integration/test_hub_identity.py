@@ -15,14 +15,19 @@ from hub.services.identity import ASSERTION_TYPE
 from hub.tables import InstitutionRow, PersonalTokenRow, SeenAssertionRow
 from storage.errors import Refused, Unchecked
 from storage.signing import key_hint, new_private_key
+from tests.databases import DATABASES, database_url
 from tests.hubs import ORIGIN, HubInProcess, running_hub
 
 Answer = tuple[int, dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubInProcess]:
-    with running_hub(tmp_path_factory.mktemp("hub"), logins_per_minute=0) as made:
+@pytest.fixture(scope="module", params=DATABASES)
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubInProcess]:
+    folder = tmp_path_factory.mktemp("hub")
+    with (
+        database_url(request.param, folder) as url,
+        running_hub(folder, database_url=url, logins_per_minute=0) as made,
+    ):
         yield made
 
 
@@ -31,9 +36,17 @@ def lab(hub: HubInProcess) -> Home:
     return hub.enrol("lab-a.example")
 
 
-def assertion(home: Home, *, role: str = "targets", header: dict[str, Any] | None = None, **claims: Any) -> str:
+def assertion(
+    home: Home, *, role: str = "targets", header: dict[str, Any] | None = None, **claims: Any
+) -> str:
     now, key = int(time.time()), home.key(role)
-    named = {"iss": home.institution, "sub": home.institution, "aud": ORIGIN, "exp": now + 50, "jti": jwt_id()}
+    named = {
+        "iss": home.institution,
+        "sub": home.institution,
+        "aud": ORIGIN,
+        "exp": now + 50,
+        "jti": jwt_id(),
+    }
     named.update(claims)
     named = {name: value for name, value in named.items() if value is not None}
     head = {"kid": key_hint(key.public_key()), **(header or {})}
@@ -68,7 +81,12 @@ def test_a_ring_key_in_force_gets_a_token_that_says_its_role(hub: HubInProcess, 
     assert (status, granted["token_type"]) == (200, "Bearer") and granted["expires_in"] <= 300
     status, me = whoami(hub, granted["access_token"])
     assert status == 200
-    assert (me["institution"], me["role"], me["by"], me["key_role"]) == ("lab-a.example", "lab", "access", role)
+    assert (me["institution"], me["role"], me["by"], me["key_role"]) == (
+        "lab-a.example",
+        "lab",
+        "access",
+        role,
+    )
 
 
 @pytest.mark.parametrize("role", ["root", "timestamp"])
@@ -125,8 +143,12 @@ def test_a_key_of_no_ring_is_refused(hub: HubInProcess, lab: Home) -> None:
     stranger = new_private_key()
     now = int(time.time())
     claims = {"iss": lab.institution, "sub": lab.institution, "aud": ORIGIN, "exp": now + 50, "jti": jwt_id()}
-    own_hint = jwt.encode(claims, stranger, algorithm="ES256", headers={"kid": key_hint(stranger.public_key())})
-    lab_hint = jwt.encode(claims, stranger, algorithm="ES256", headers={"kid": key_hint(lab.key("targets").public_key())})
+    own_hint = jwt.encode(
+        claims, stranger, algorithm="ES256", headers={"kid": key_hint(stranger.public_key())}
+    )
+    lab_hint = jwt.encode(
+        claims, stranger, algorithm="ES256", headers={"kid": key_hint(lab.key("targets").public_key())}
+    )
     assert "no key of a ring" in log_in(hub, own_hint)[1]["detail"]
     assert "signature" in log_in(hub, lab_hint)[1]["detail"]
 
@@ -158,7 +180,9 @@ def test_a_header_nested_a_thousand_levels_deep_is_only_a_bad_login(hub: HubInPr
 @pytest.mark.parametrize(
     "form", [{"grant_type": "password"}, {"client_assertion_type": "urn:x"}], ids=["grant", "assertion"]
 )
-def test_another_kind_of_login_is_refused_by_its_field(hub: HubInProcess, lab: Home, form: dict[str, str]) -> None:
+def test_another_kind_of_login_is_refused_by_its_field(
+    hub: HubInProcess, lab: Home, form: dict[str, str]
+) -> None:
     status, problem = log_in(hub, assertion(lab), **form)
     assert (status, problem["field"]) == (422, next(iter(form)))
 
@@ -212,7 +236,9 @@ def test_a_revoked_key_no_longer_logs_in(hub: HubInProcess) -> None:
 # --- access tokens ------------------------------------------------------------------------------------------
 
 
-def test_an_access_token_ends_by_the_hub_s_clock(hub: HubInProcess, lab: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_access_token_ends_by_the_hub_s_clock(
+    hub: HubInProcess, lab: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = log_in(hub, assertion(lab))[1]["access_token"]
     later = time.time() + 301
     monkeypatch.setattr(hub.hub.ledger, "_clock", lambda: later)
@@ -236,7 +262,9 @@ def test_a_forged_access_token_is_refused(hub: HubInProcess, lab: Home) -> None:
         assert whoami(hub, token)[0] == 401
 
 
-@pytest.mark.parametrize("header", ["Basic eDp5", "Bearer", "Bearer short", "Bearer " + "x" * 5000, "fhp_" + "x" * 43])
+@pytest.mark.parametrize(
+    "header", ["Basic eDp5", "Bearer", "Bearer short", "Bearer " + "x" * 5000, "fhp_" + "x" * 43]
+)
 def test_what_is_no_bearer_token_is_refused(hub: HubInProcess, header: str) -> None:
     with hub.http() as http:
         answer = http.get("/api/v1/whoami", headers={"Authorization": header})
@@ -287,7 +315,10 @@ def test_a_revoked_or_expired_token_is_refused_by_name(
     hub: HubInProcess, lab: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hub.client(lab) as client:
-        made, other = client.create_token("old laptop", ["read"]), client.create_token("short", ["read"], valid_days=1)
+        made, other = (
+            client.create_token("old laptop", ["read"]),
+            client.create_token("short", ["read"], valid_days=1),
+        )
         client.revoke_token(made.id)
         assert made.token and other.token
         assert made.id not in [token.id for token in client.list_tokens()]
@@ -329,6 +360,5 @@ def test_guessing_logins_is_slowed_down(tmp_path: Path) -> None:
     with running_hub(tmp_path, logins_per_minute=5) as hub:
         statuses = [log_in(hub, "a.b.c")[0] for _ in range(8)]
         assert statuses == [401] * 5 + [429] * 3
-        with hub.client(hub.operator) as client, pytest.raises(Refused) as caught:
-            client.whoami()
-        assert caught.value.status == 429
+        with hub.client(hub.operator) as client:
+            assert client.whoami().role == "operator"  # whoever shares the address is not shut out

@@ -22,11 +22,11 @@ from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked
 from storage.merkle import check_inclusion, leaf_hash
 from storage.translog import inclusion_proof, stored_head
-from tests.databases import KINDS, database_url
+from tests.databases import DATABASES, database_url
 from tests.hubs import ORIGIN, HubInProcess
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=DATABASES)
 def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HubInProcess]:
     with database_url(request.param, tmp_path) as url:
         made = HubInProcess(tmp_path, database_url=url)
@@ -67,7 +67,7 @@ def together(count: int, work: Callable[[int], None]) -> None:
     def guarded(number: int) -> None:
         try:
             work(number)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
@@ -320,7 +320,9 @@ def test_a_database_from_a_backup_stops_the_hub(tmp_path: Path) -> None:
     assert caught.value.code == "E_LOG_FORK"
 
 
-def test_a_row_that_was_changed_after_publishing_stops_the_next_checkpoint(hub: HubInProcess, lab: Home) -> None:
+def test_a_row_that_was_changed_after_publishing_stops_the_next_checkpoint(
+    hub: HubInProcess, lab: Home
+) -> None:
     hub.hub.ledger.publish()
     with hub.hub.database.session_scope() as session:
         row = session.exec(select(StatementRow).where(StatementRow.issuer == lab.institution)).one()

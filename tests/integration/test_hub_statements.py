@@ -1,6 +1,8 @@
 """Statements through the API: who may log, who may read, pages, attachments, packs, the public log."""
 
+import base64
 import io
+import json
 import time
 import zipfile
 from collections.abc import Iterator
@@ -9,21 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from federation.client import HubClient
 from federation.home import Home
+from federation.joining import post_status
 from hub.tables import AttachmentRow
 from storage.encoding import canonical, format_time, sha256_hex
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.pack import unzip_pack, write_pack
-from storage.signing import open_envelope
-from storage.statements import KINDS, read_statement
+from storage.signing import open_envelope, sign
+from storage.statements import KINDS, compose, read_statement
+from storage.verify import verify
+from tests.databases import DATABASES, database_url
 from tests.hubs import HubInProcess, running_hub
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubInProcess]:
-    with running_hub(tmp_path_factory.mktemp("hub"), page_size=5) as made:
+@pytest.fixture(scope="module", params=DATABASES)
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubInProcess]:
+    folder = tmp_path_factory.mktemp("hub")
+    with (
+        database_url(request.param, folder) as url,
+        running_hub(folder, database_url=url, page_size=5) as made,
+    ):
         yield made
 
 
@@ -86,11 +96,6 @@ def test_a_statement_is_answered_with_its_place_in_the_log_and_a_repeat_with_the
 
 def test_a_statement_signed_twice_is_one_statement(hub: HubInProcess, lab: Home) -> None:
     """The id does not cover the signature: the (r, n-s) twin of a signature is answered with the first."""
-    import base64
-    import json
-
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
-
     raw = dataset(lab, "malleable")
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     bundle = json.loads(raw)
@@ -152,7 +157,14 @@ def test_kinds_with_a_way_of_their_own_are_sent_there(hub: HubInProcess, lab: Ho
     now = format_time(int(time.time()) + 60)
     members = {
         "keyring": {"version": 2},
-        "order": {"plan": "0" * 64, "site": "0" * 64, "action": "train", "round": 1, "input": "0" * 64, "deadline": now},
+        "order": {
+            "plan": "0" * 64,
+            "site": "0" * 64,
+            "action": "train",
+            "round": 1,
+            "input": "0" * 64,
+            "deadline": now,
+        },
     }[kind]
     names = {"keyring": "2.root.json", "order": "weights"}
     raw = lab.sign(kind, [(names[kind], "0" * 64)], members)
@@ -181,9 +193,6 @@ def test_a_damaged_bundle_is_rejected_by_the_rule_it_breaks(
 
 
 def test_a_key_of_the_wrong_role_signs_nothing(hub: HubInProcess, lab: Home) -> None:
-    from storage.signing import sign
-    from storage.statements import compose
-
     subjects = [("manifest.json", digest("r")), ("croissant.json", digest("r"))]
     members = {"type": "dataset", "name": f"{lab.institution}/role", "version": 1}
     payload = compose("asset", subjects, members, issuer=lab.institution, hub=lab.hub)
@@ -193,9 +202,6 @@ def test_a_key_of_the_wrong_role_signs_nothing(hub: HubInProcess, lab: Home) -> 
 
 
 def test_a_statement_for_another_hub_is_refused(hub: HubInProcess, lab: Home) -> None:
-    from storage.signing import sign
-    from storage.statements import compose
-
     subjects = [("manifest.json", digest("h")), ("croissant.json", digest("h"))]
     members = {"type": "dataset", "name": f"{lab.institution}/h", "version": 1}
     payload = compose("asset", subjects, members, issuer=lab.institution, hub="other.example")
@@ -271,12 +277,19 @@ def test_pages_follow_the_log_without_gap_or_repetition(hub: HubInProcess, lab: 
                 break
         flat = [index for page in pages for index in page]
         assert len(pages) >= 3 and flat == sorted(set(flat))
-        assert flat == [record.index for record in client.all_statements(kind="asset", issuer=lab.institution)]
+        assert flat == [
+            record.index for record in client.all_statements(kind="asset", issuer=lab.institution)
+        ]
 
 
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("kind=poem", "kind"), ("cursor=-1", "cursor"), ("cursor=x", "cursor"), ("cursor=" + "9" * 30, "cursor")],
+    [
+        ("kind=poem", "kind"),
+        ("cursor=-1", "cursor"),
+        ("cursor=x", "cursor"),
+        ("cursor=" + "9" * 30, "cursor"),
+    ],
 )
 def test_a_filter_that_makes_no_sense_is_refused_by_name(
     hub: HubInProcess, lab: Home, query: str, field: str
@@ -304,10 +317,9 @@ def test_a_statement_that_is_not_there_is_not_found(hub: HubInProcess, lab: Home
 # --- packs --------------------------------------------------------------------------------------------------
 
 
-def test_a_pack_of_a_dataset_verifies_offline(hub: HubInProcess, lab: Home, firm: Home, tmp_path: Path) -> None:
-    from federation.joining import post_status
-    from storage.verify import verify
-
+def test_a_pack_of_a_dataset_verifies_offline(
+    hub: HubInProcess, lab: Home, firm: Home, tmp_path: Path
+) -> None:
     post(hub, lab, dataset(lab, "packed"))
     for home in (lab, hub.operator):
         with hub.client(home) as client:
