@@ -155,6 +155,10 @@ class MinioStore:
                 return found
             marker = str(page.next_part_number_marker)
 
+    def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> None:
+        with self._errors(key, upload_id):
+            self._client._upload_part(self._bucket, check_key(key), data, None, upload_id, number)
+
     def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
         try:
             numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
@@ -185,6 +189,19 @@ class MinioStore:
             expires=timedelta(seconds=expires_s),
             response_headers=headers or None,
             request_date=self._clock(),
+        )
+
+    def upload_url(
+        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
+    ) -> str:
+        part: DictType = {} if upload_id is None else {"partNumber": str(number), "uploadId": upload_id}
+        return self._signer.get_presigned_url(
+            "PUT",
+            self._bucket,
+            check_key(key),
+            expires=timedelta(seconds=expires_s),
+            request_date=self._clock(),
+            extra_query_params=part or None,
         )
 
     @contextmanager

@@ -1,8 +1,8 @@
 """The folder store's own signatures: upload orders in headers, read URLs in the query.
 
-The same rules as S3's: an order binds method, place, digest, size and expiry; a read URL binds place, file
-name and expiry. HMAC-SHA256 under a secret that only the hub and its blob server hold, compared in constant
-time.
+The same rules as S3's: an order binds method, place, digest, size and expiry; an upload URL binds all of
+these but the digest; a read URL binds place, file name and expiry. HMAC-SHA256 under a secret that only the
+hub and its blob server hold, compared in constant time.
 """
 
 import hashlib
@@ -55,6 +55,40 @@ class OrderSigner:
                 "E_ORDER_SIGNATURE", f"the upload order for {key} names no digest, or more than 5 GiB"
             )
         return sha256, int(size)
+
+    def upload_query(
+        self, key: str, size: int, expires: int, upload_id: str | None = None, number: int = 0
+    ) -> str:
+        """Query string that lets its bearer PUT ``size`` bytes of any content at ``key`` until ``expires``.
+
+        With an upload's id, as its part ``number``. For clients that can send no headers: what they sent is
+        nobody's word until it has been read and hashed.
+        """
+        part = [] if upload_id is None else [("partNumber", str(number)), ("uploadId", upload_id)]
+        fields = [("expires", str(expires)), *part, ("size", str(size))]
+        words = [value for _name, value in fields]
+        return urlencode([*fields, ("signature", self._sign("fedhub-upload-v1", key, *words))])
+
+    def check_upload(self, key: str, query: str, now: int) -> tuple[int, str | None, int]:
+        """Size, upload's id (None: a whole object) and part number that this query allows at ``key``.
+
+        Raises:
+            Refused: (403) it is not one of ``upload_query``, or it has expired.
+        """
+        try:
+            fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=5))
+            size, expires = int(fields.get("size", "")), int(fields.get("expires", ""))
+            upload_id, number = fields.get("uploadId"), int(fields.get("partNumber", "0"))
+            expected = self.upload_query(key, size, expires, upload_id, number)
+        except ValueError:
+            expected = ""
+        if not expected or not hmac.compare_digest(expected, _ascii(query)):
+            raise Refused("E_URL_SIGNATURE", f"the URL does not allow a PUT of {key}")
+        if expires < now:
+            raise Refused("E_URL_EXPIRED", f"the URL for {key} has expired", "ask for a fresh one")
+        if size > MAX_BODY_BYTES:
+            raise Refused("E_URL_SIGNATURE", f"the URL for {key} names more than 5 GiB")
+        return size, upload_id, number
 
     def read_query(self, key: str, expires: int, filename: str | None) -> str:
         """Query string that lets its bearer read ``key`` until ``expires`` (Unix seconds)."""
