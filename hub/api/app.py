@@ -56,6 +56,14 @@ def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
     """
     keys = open_keys(settings.data_dir / "keys", settings.origin)
     database = Database(settings.database, busy_s=settings.database_busy_s, pool=settings.database_pool)
+    try:
+        return _open(settings, keys, database, nodes)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegistry | None) -> Hub:
     database.upgrade()
     store = store_of(settings, keys)
     fleet_ca = fleet_authority(settings)
