@@ -1,8 +1,8 @@
 """A firm pulls a version: nothing stands at the final path before every byte and every signature was checked.
 
-Files stream into a folder beside the target, each checked against its digest while it streams; the evidence pack
-is fetched and verified by this home's own pins; then one rename installs. On any failure nothing is at the
-target, and the error names the file.
+Files stream into a folder beside the target, each checked against its digest while it streams; the evidence
+pack is fetched and verified by this home's own pins; then one rename installs. On any failure nothing is at
+the target, and the error names the file.
 """
 
 import io
@@ -156,7 +156,9 @@ def fetch_files(
         path = folder / PurePosixPath(entry.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            transfer.fetch(url, path, entry.sha256, entry.size, entry.parts)
+            transfer.fetch(
+                url, path, entry.sha256, entry.size, entry.parts, parts_are_signed=True, durable=True
+            )
         except FedhubError as error:
             error.message = f"{entry.name}: {error.message}"
             error.hint = error.hint or "nothing was installed; tell the operator if it happens again"
