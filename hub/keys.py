@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hub.settings import Settings
 from storage.checkpoint import LogKey
 from storage.errors import Unchecked
 
@@ -26,6 +27,7 @@ class HubKeys:
     """What ``open_keys`` found or made."""
 
     folder: Path
+    shared: Path  # with an external SuperLink; else the same folder
     log: LogKey = field(repr=False)
     token_secret: bytes = field(repr=False)  # of access tokens
     blob_secret: str = field(repr=False)  # of the folder store's orders and addresses
@@ -35,12 +37,12 @@ class HubKeys:
     @property
     def coordinator_file(self) -> Path:
         """Where the coordinator reads its token: a path is told, never the token."""
-        return self.folder / "coordinator.token"
+        return self.shared / "coordinator.token"
 
     @property
     def control_file(self) -> Path:
         """Where SuperLink's launcher reads the Control API's token."""
-        return self.folder / "control.token"
+        return self.shared / "control.token"
 
     @property
     def blob_file(self) -> Path:
@@ -52,8 +54,16 @@ class HubKeys:
         return hmac.digest(self.token_secret, f"fedhub {purpose}".encode(), hashlib.sha256)
 
 
-def open_keys(folder: Path, origin: str) -> HubKeys:
+def keys_of(settings: Settings) -> HubKeys:
+    """The keys of the hub with these settings; missing ones are made."""
+    return open_keys(settings.data_dir / "keys", settings.origin, shared=settings.shared_dir)
+
+
+def open_keys(folder: Path, origin: str, *, shared: Path | None = None) -> HubKeys:
     """The hub's keys in ``folder``; missing ones are made.
+
+    Args:
+        shared: folder of the two tokens that SuperLink reads too; by default with the others.
 
     Raises:
         Unchecked: ``E_SETTING`` when the log key is another origin's; ``E_KEY_FILE`` when a file can be read
@@ -71,13 +81,16 @@ def open_keys(folder: Path, origin: str) -> HubKeys:
             f"FEDHUB_ORIGIN: {origin} given, but the log key in {path} is of {log.name}",
             "A log keeps its name for ever; choose another data folder for another hub.",
         )
+    common = shared or folder
+    common.mkdir(parents=True, exist_ok=True, mode=0o700)
     return HubKeys(
         folder=folder,
+        shared=common,
         log=log,
         token_secret=bytes.fromhex(_secret(folder / "token.secret")),
         blob_secret=_secret(folder / "blob.secret"),
-        coordinator_token=_secret(folder / "coordinator.token"),
-        control_token=_secret(folder / "control.token"),
+        coordinator_token=_secret(common / "coordinator.token"),
+        control_token=_secret(common / "control.token"),
     )
 
 

@@ -129,10 +129,10 @@ def control_of(settings: Settings) -> NodeRegistry | None:
     if settings.superlink == "off":
         return None
     from federation.flower.control import Control
-    from hub.keys import open_keys
+    from hub.keys import keys_of
 
     token = settings.control_token
-    made = open_keys(settings.data_dir / "keys", settings.origin).control_token
+    made = keys_of(settings).control_token
     return Control(settings.control, made if token is None else token.get_secret_value())
 
 

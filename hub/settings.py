@@ -301,8 +301,8 @@ class Settings(BaseSettings):
 
     @property
     def superlink_dir(self) -> Path:
-        """Folder of a SuperLink that is the hub's child: certificates, its work, its log."""
-        return self.data_dir / "superlink"
+        """SuperLink's folder: certificates, its work, its log."""
+        return self.shared_dir or self.data_dir / "superlink"
 
     @property
     def operator_folder(self) -> Path:

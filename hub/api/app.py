@@ -21,7 +21,7 @@ from hub.api.limits import Doorkeeper, Rate
 from hub.api.problems import add_problems
 from hub.context import Hub, NodeRegistry
 from hub.database import Database
-from hub.keys import HubKeys, open_keys
+from hub.keys import HubKeys, keys_of
 from hub.ledger import Ledger, Publisher
 from hub.services import alliance as members
 from hub.settings import Settings
@@ -54,7 +54,7 @@ def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
         Unchecked: a setting is wrong, or a part cannot be opened.
         FedhubError: ``E_LOG_FORK``, the database is not the one that the published log was made from.
     """
-    keys = open_keys(settings.data_dir / "keys", settings.origin)
+    keys = keys_of(settings)
     database = Database(settings.database, busy_s=settings.database_busy_s, pool=settings.database_pool)
     try:
         return _open(settings, keys, database, nodes)
