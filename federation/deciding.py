@@ -1,8 +1,8 @@
 """What stewards and owners sign by their own decision: consents, grants, revocations, approvals, releases.
 
-Every decision is taken on documents that were checked against this home's own pins first; what the hub says of
-them counts for nothing. Reading order: ``read_checked_plan`` (what every decision about a plan starts from),
-``consent``, ``issue_grant``, ``approve_release``, ``publish_release``.
+Every decision is taken on documents that were checked against this home's own pins first; what the hub says
+of them counts for nothing. Reading order: ``read_checked_plan`` (what every decision about a plan starts
+from), ``consent``, ``issue_grant``, ``approve_release``, ``publish_release``.
 """
 
 import base64
@@ -65,7 +65,7 @@ def read_signed(home: Home, client: "HubClient", bundle: str, *, kind: str, issu
 
     Raises:
         Refused: this home does not pin ``issuer``.
-        Rejected: another kind or issuer, an unknown key, a key without the role, a signature that does not hold.
+        Rejected: another kind or issuer, an unknown key or one without the role, a wrong signature.
     """
     envelope = open_envelope(bundle.encode())
     statement = read_statement(envelope)
@@ -119,7 +119,7 @@ def consent(
 ) -> "wire.StatementRecord":
     """Sign this institution's consent to exactly this plan, keep it in the home, and have it logged.
 
-    The agent trains only on a consent that it finds in its own home, so nothing at the hub can stand in for it.
+    The agent trains only on a consent in its own home, so nothing at the hub can stand in for it.
 
     Raises:
         Refused: no dataset of this home takes part, or the plan is over (E_PLAN).
@@ -281,7 +281,8 @@ def publish_release(home: Home, client: "HubClient", version: "wire.ModelVersion
     approvals = approvals_of(home, client, version)
     if approvals.missing:
         waiting = ", ".join(sorted(set(approvals.participants) - set(approvals.approved_by)))
-        message = f"{version.name}@{version.version} has {len(approvals.approved_by)} of {approvals.needed} approvals"
+        have, named = len(approvals.approved_by), f"{version.name}@{version.version}"
+        message = f"{named} has {have} of {approvals.needed} approvals"
         raise Refused("E_APPROVALS", message, f"ask {waiting} for: fedhub release approve")
     members = {"purl": release_purl(version.name, version.version, home.hub), "packageId": version.name}
     bundle = home.sign("release", [("manifest.json", version.asset_id)], members)

@@ -1,8 +1,9 @@
 """The owner turns a finished run into a signed model version, on its own machine.
 
-The chain of round statements is followed from the base version's weights to the last aggregate, each signature
-checked against this home's own pins. Then the aggregate is fetched by digest, takes the place of the weights
-file in the base version's folder, and OMS, ``asset`` and provenance are signed and pushed together.
+The chain of round statements is followed from the base version's weights to the last aggregate, each
+signature checked against this home's own pins. Then the aggregate is fetched by digest, takes the place of
+the weights file in the base version's folder, and OMS, ``asset`` and provenance are signed and pushed
+together.
 """
 
 import shutil

@@ -483,7 +483,7 @@ def _write_node_key(path: Path) -> None:
 
 
 def _roots(folder: Path) -> list[bytes]:
-    roots = []
+    roots: list[bytes] = []
     while (path := folder / f"{len(roots) + 1}.root.json").exists():
         roots.append(path.read_bytes())
     return roots

@@ -1,7 +1,7 @@
 """An institution joins the alliance, renews its keys, and says what it has revoked.
 
-Trust begins with the invitation code alone: the hub's origin, its log key, the operator's pin and the Fleet CA
-come from it, and the hub that answers must say the same.
+Trust begins with the invitation code alone: the hub's origin, its log key, the operator's pin and the Fleet
+CA come from it, and the hub that answers must say the same.
 """
 
 import base64
@@ -89,7 +89,8 @@ def post_status(home: Home, client: "HubClient", *, next_update: int) -> PostedS
         next_update: seconds since 1970 until which the list is valid; at most 24 h from now.
     """
     newest = home.ring.newest
-    revoked, keys = set(), {}
+    revoked: set[str] = set()
+    keys: dict[str, int] = {}
     sequence = 0
     for record in client.all_statements(issuer=home.institution, kind="status"):
         earlier = read_statement(open_envelope(record.bundle.encode()))

@@ -1,7 +1,8 @@
 """An owner drafts a training plan in a folder, looks at it, and signs it.
 
-A draft is three files that a person can read: ``plan.json`` (what the plan will say), ``recipe.json`` (the code,
-by digest) and ``config.json`` (everything else that decides the result). Nothing is signed before ``submit``.
+A draft is three files that a person can read: ``plan.json`` (what the plan will say), ``recipe.json`` (the
+code, by digest) and ``config.json`` (everything else that decides the result). Nothing is signed before
+``submit``.
 """
 
 import json

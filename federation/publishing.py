@@ -1,8 +1,8 @@
 """An owner makes a folder a signed model version, a lab makes a folder a described dataset.
 
 A version's files go up by orders that fit their digests only; then manifest, OMS signature and ``asset``
-statement are posted in one request, so a version exists whole or not at all. A dataset's rows and its manifest
-stay where they are: only the Croissant description and the signed statement leave.
+statement are posted in one request, so a version exists whole or not at all. A dataset's rows and its
+manifest stay where they are: only the Croissant description and the signed statement leave.
 """
 
 import base64
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from federation import transfer
 from federation.home import Home, LocalDataset
+from federation.pulling import steps
 from storage.croissant import make_croissant
 from storage.encoding import sha256_hex
 from storage.errors import Refused, Unchecked
@@ -57,9 +58,7 @@ def push_version(
     if newest is not None and newest.asset_id == manifest.asset_id:
         return newest
     for entry in manifest.files:
-        transfer.send_file(client, folder / entry.name)
-        if moved is not None:
-            moved(entry.size)
+        transfer.send_file(client, folder / entry.name, progress=steps(moved))
     oms = sign(home.key("targets"), oms_payload(manifest, name))
     members: dict[str, object] = {
         "type": "model",
@@ -95,8 +94,8 @@ def describe_dataset(
 ) -> "wire.Dataset":
     """Describe a folder of tables on-site and publish what may be known: columns, types, row counts, terms.
 
-    The salted manifest, with the files' digests, stays in the home. The same folder described again is the same
-    dataset as long as no byte changed.
+    The salted manifest, with the files' digests, stays in the home. The same folder described again is the
+    same dataset as long as no byte changed.
     """
     check_namespace(home, name)
     newest = _newest_dataset(client, home.institution, name)

@@ -157,17 +157,37 @@ def fetch_files(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             transfer.fetch(
-                url, path, entry.sha256, entry.size, entry.parts, parts_are_signed=True, durable=True
+                url,
+                path,
+                entry.sha256,
+                entry.size,
+                entry.parts,
+                parts_are_signed=True,
+                durable=True,
+                progress=steps(moved),
             )
         except FedhubError as error:
-            error.message = f"{entry.name}: {error.message}"
+            if entry.name not in error.message:
+                error.message = f"{entry.name}: {error.message}"
             error.hint = error.hint or "nothing was installed; tell the operator if it happens again"
             raise
         except OSError as error:
             hint = "nothing was installed; make room, then pull again"
             raise Unchecked("E_WRITE", f"{entry.name}: cannot be written ({error.strerror})", hint) from error
-        if moved is not None:
-            moved(entry.size)
+
+
+def steps(moved: Callable[[int], None] | None) -> transfer.Progress | None:
+    """What a transfer tells (bytes done, bytes in all) as the numbers of bytes in between."""
+    if moved is None:
+        return None
+    told = 0
+
+    def progress(done: int, _total: int) -> None:
+        nonlocal told
+        moved(done - told)
+        told = done
+
+    return progress
 
 
 def manifest_of(client: "HubClient", version: "wire.ModelVersion", asset_id: str) -> Manifest:
@@ -231,7 +251,7 @@ def saved_size(state: Path) -> int:
 
 
 def unpack(raw: bytes, folder: Path) -> None:
-    """Write the members of a pack's zip under the new ``folder``; refuses names that lead elsewhere, and bombs."""
+    """Write the members of a pack's zip under the new ``folder``; refuses names that lead elsewhere."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             members = archive.infolist()

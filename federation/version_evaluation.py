@@ -1,8 +1,8 @@
 """A lab evaluates a finished version on its own held-out rows, and signs what it measured.
 
-The weights are those of the run's last aggregate, which the version's manifest and the operator's round statement
-both name. Using the rows is a use of the consent, so an ``evaluate`` receipt is logged before the result is. The
-metrics leave the site as two numbers and a count; rows never do.
+The weights are those of the run's last aggregate, which the version's manifest and the operator's round
+statement both name. Using the rows is a use of the consent, so an ``evaluate`` receipt is logged before the
+result is. The metrics leave the site as two numbers and a count; rows never do.
 """
 
 from dataclasses import dataclass

@@ -48,8 +48,10 @@ GROUPS: dict[str, tuple[str, str]] = {
 _EXTRAS: dict[str, tuple[str, ...]] = {
     "pull": ("httpx", "pydantic", "pydantic_core", "jwt", "tenacity", "tuf", "securesystemslib"),
     "lab": ("torch", "flwr", "numpy", "safetensors"),
-    "hub": ("alembic", "fastapi", "jinja2", "markdown_it", "minio", "psycopg", "pydantic_settings")
-    + ("sqlalchemy", "sqlmodel", "starlette", "uvicorn"),
+    "hub": (
+        *("alembic", "fastapi", "jinja2", "markdown_it", "minio", "prometheus_client", "psycopg"),
+        *("pydantic_settings", "sqlalchemy", "sqlmodel", "starlette", "uvicorn"),
+    ),
     "demo": ("sklearn",),
 }
 _PACKAGES = ("hub", "federation", "storage")
@@ -79,7 +81,7 @@ def dispatch(argv: list[str], terminal: Terminal | None = None) -> Exit:
     except ModuleNotFoundError as error:
         return _explain_missing(terminal, argv, error)
     except BrokenPipeError:
-        # The reader went away (`fedhub … | head`); python would complain once more when it flushes at its end.
+        # The reader went away (`fedhub … | head`); python would complain once more as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     except Exception as error:

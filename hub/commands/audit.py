@@ -24,7 +24,7 @@ def export(
 ) -> Exit:
     """Write the pack that anyone can verify offline: statements, proofs, key rings, one signed checkpoint.
 
-    Nothing in it is believed because it is in it: ``fedhub verify`` checks it by the auditor's own trust.json.
+    Nothing in it is believed for being in it: fedhub verify checks it by the auditor's own trust.json.
     """
     from federation.pulling import beside, fetch_pack, find_version
 

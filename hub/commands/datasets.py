@@ -29,8 +29,8 @@ def describe(
 ) -> Exit:
     """Describe a folder of CSV tables and publish the signed description; the rows stay where they are.
 
-    Published: column names and types, row counts, terms. Kept in the home: the salted manifest with the files'
-    digests.
+    Published: column names and types, row counts, terms. Kept in the home: the salted manifest with the
+    files' digests.
     """
     from federation.publishing import describe_dataset
 

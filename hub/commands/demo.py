@@ -20,7 +20,7 @@ def demo(
     ],
     keep: Annotated[bool, typer.Option("--keep", help="Leave hub and agents running until Ctrl-C.")] = False,
 ) -> Exit:
-    """Show the whole journey: six institutions, three labs, rounds, release, pull, audit, and what is refused.
+    """Show the whole journey: six institutions, rounds over three labs, release, pull, audit, and refusals.
 
     Takes about a minute. Nothing is mocked: the hub, SuperLink, the store's server and the labs' agents are
     processes of their own, and the data are real scans of digits. DIR/report.json says what was found.

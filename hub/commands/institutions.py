@@ -62,7 +62,7 @@ def approve(
         home.pin(name, pin)
     return terminal.done(
         institution.model_dump(),
-        f"{name} is {institution.state} as {institution.role}; its ring is in the log, and this home pins it.",
+        f"{name} is {institution.state} as {institution.role}; its ring is logged, and this home pins it.",
     )
 
 

@@ -26,8 +26,8 @@ def login(
 ) -> Exit:
     """Log in: an institution by signing with its key, a person by a personal token.
 
-    An institution's home needs no option. A person gives --token-file, --endpoint and --trust once; that makes a
-    home that can read and pull, and never sign.
+    An institution's home needs no option. A person gives --token-file, --endpoint and --trust once; that
+    makes a home that can read and pull, and never sign.
     """
     terminal = terminal_of(ctx)
     if token_file is None:

@@ -37,7 +37,7 @@ def push(
         version.model_dump(),
         f"{version.name}@{version.version} is signed and logged; asset id {version.asset_id}",
         *([f"Tags: {', '.join(version.tags)}"] if version.tags else []),
-        f"Next: fedhub grant issue {version.name}@{version.version} --to INSTITUTION --action pull, or a plan.",
+        f"Next: a plan, or: fedhub grant issue {version.name}@{version.version} --to FIRM --action pull",
     )
 
 
@@ -69,6 +69,7 @@ def pull(
             )
     version = pulled.version
     by = f"under grant {short(pulled.grant)}" if pulled.grant else "without a grant (own or public)"
+    count = len(version.files)
     return terminal.done(
         {
             "name": version.name,
@@ -79,7 +80,7 @@ def pull(
             "pack": str(pack) if pack else None,
             "steps": pulled.report.as_json()["steps"],
         },
-        f"Pulled {version.name}@{version.version} {by}: {len(version.files)} files, {total:,} bytes, all verified.",
+        f"Pulled {version.name}@{version.version} {by}: {count} files, {total:,} bytes, all verified.",
         f"Installed at {folder}.",
     )
 

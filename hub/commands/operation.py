@@ -26,8 +26,8 @@ def up(
 ) -> Exit:
     """Start the hub and everything it needs; until Ctrl-C.
 
-    Settings are FEDHUB_* variables; without any, SQLite, a folder as object store and SuperLink as a child are
-    used under ./.fedhub. The first start makes the operator's home with its key ring.
+    Settings are FEDHUB_* variables; without any, SQLite, a folder as object store and SuperLink as a child
+    are used under ./.fedhub. The first start makes the operator's home with its key ring.
     """
     from federation.lifeline import die_with
     from hub.serve import run_hub, where
@@ -71,7 +71,7 @@ def status(ctx: typer.Context) -> Exit:
         f"{len(running)} going on",
         f"  log {urljoin(info.log_base + '/', 'checkpoint')}",
         *(
-            f"Waiting for approval: {name}; compare its pin, then: fedhub institution approve {name} --pin PIN"
+            f"Waiting: {name}; compare its pin, then: fedhub institution approve {name} --pin PIN"
             for name in pending
         ),
     )
@@ -189,10 +189,10 @@ def _check_database(settings: "Settings") -> list[dict[str, Any]]:
 def _check_store(settings: "Settings") -> list[dict[str, Any]]:
     from hub.api.app import store_of
     from hub.commands.store_probe import probe
-    from hub.keys import open_keys
+    from hub.keys import keys_of
 
     try:
-        store = store_of(settings, open_keys(settings.data_dir / "keys", settings.origin))
+        store = store_of(settings, keys_of(settings))
     except FedhubError as error:
         return [_finding("object store", False, f"{error.message}; {error.hint}")]
     return [_finding(f"object store: {each.promise}", each.kept, each.seen) for each in probe(store)]

@@ -79,7 +79,7 @@ def check(
     ctx: typer.Context,
     plan: Annotated[str, typer.Argument(metavar="FOLDER|PLAN", help="A draft's folder, or a plan's id.")],
 ) -> Exit:
-    """Check a draft, or a submitted plan: its signature by your own pins, its files, its code as installed here."""
+    """Check a draft or a submitted plan: signature by your own pins, files, code as installed here."""
     from federation.deciding import read_checked_plan
     from federation.plan import check_recipe
     from federation.planning import check_draft, read_draft
@@ -106,7 +106,7 @@ def check(
             "config": config.digest,
             "participants": [{"institution": s.institution, "dataset": s.dataset} for s in found.sites],
         },
-        f"Plan ({said}): {found.rounds} rounds of {config.strategy} with {config.recipe}, code {short(found.code)}",
+        f"Plan ({said}): {found.rounds} rounds of {config.strategy}, {config.recipe} {short(found.code)}",
         "  the recipe installed here is byte for byte the code that the plan names",
         f"  participants {', '.join(site.institution for site in found.sites)}; each round needs "
         f"{found.min_participants}; a release needs {found.approvals} approvals",
@@ -184,7 +184,7 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
 
 
 def _settings(texts: list[str] | None) -> dict[str, Any]:
-    """``NAME=VALUE`` texts as members; whole numbers, true, false and [lists] are read as JSON, all else is text."""
+    """``NAME=VALUE`` texts as members; whole numbers, true, false and [lists] are JSON, all else is text."""
     found: dict[str, Any] = {}
     for text in texts or []:
         name, equals, value = text.partition("=")

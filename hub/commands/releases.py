@@ -40,9 +40,10 @@ def propose(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
             "approved_by": list(approvals.approved_by),
             "evaluations": results,
         },
-        f"{version.name}@{version.version} has {len(approvals.approved_by)} of {approvals.needed} approvals needed.",
+        f"{version.name}@{version.version}: {len(approvals.approved_by)} of {approvals.needed} approvals",
         *(f"  {each['institution']} measured {', '.join(each['passed'])}" for each in results),
-        f"Ask {', '.join(approvals.participants)} for: fedhub release approve {version.name}@{version.version}",
+        f"Ask {', '.join(approvals.participants)} for:",
+        f"  fedhub release approve {version.name}@{version.version}",
     )
 
 
@@ -62,8 +63,8 @@ def approve(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
         record = approve_release(home, client, version, pack)
     return terminal.done(
         {"name": version.name, "version": version.version, "verdict": record.id, "index": record.index},
-        f"{home.institution} approves {version.name}@{version.version}: evidence verified here, verdict signed,",
-        f"logged at {record.index}. The owner publishes when enough have: fedhub release publish",
+        f"{home.institution} approves {version.name}@{version.version}: its evidence was verified here.",
+        f"Signed and logged at {record.index}. The owner publishes when enough have: fedhub release publish",
     )
 
 

@@ -131,7 +131,7 @@ def finish(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Leave the version's files in this new folder.")] = None,
 ) -> Exit:
-    """Owner: make the last aggregate a signed version, after checking the chain of rounds by your own pins."""
+    """Owner: make the last aggregate a signed version, after checking the rounds by your own pins."""
     from federation.finishing import finish_run
 
     terminal = terminal_of(ctx)
@@ -144,9 +144,9 @@ def finish(
         )
     return terminal.done(
         {**version.model_dump(), "rounds": len(chain.rounds), "receipts": len(chain.receipts)},
-        f"Checked {len(chain.rounds)} round statements and {len(chain.receipts)} receipts: an unbroken chain.",
+        f"Checked {len(chain.rounds)} round statements and {len(chain.receipts)} receipts: the chain holds.",
         f"{version.name}@{version.version} is signed with its provenance; asset id {version.asset_id}",
-        f"Next: participants run fedhub evaluate {version.name}@{version.version}, then fedhub release approve",
+        f"Next: participants run: fedhub evaluate {version.name}@{version.version}",
     )
 
 

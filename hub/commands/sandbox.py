@@ -31,8 +31,8 @@ def up(
 ) -> Exit:
     """Start hub, SuperLink, operator, owner, three labs with data and agents, and a firm; until Ctrl-C.
 
-    FEDHUB_DATABASE_URL and FEDHUB_STORE_* choose database and object store; unset, they are SQLite and a folder
-    under DIR. With --json the first line, when all is ready, says where everything is.
+    FEDHUB_DATABASE_URL and FEDHUB_STORE_* choose database and object store; unset, they are SQLite and a
+    folder under DIR. With --json the first line, when all is ready, says where everything is.
     """
     from hub.demo.alliance import Alliance, check_ours
 

@@ -43,8 +43,8 @@ def up(
 ) -> Exit:
     """Run the lab agent until Ctrl-C: outbound connections only, no port is opened.
 
-    It does what this home's own consents allow, refuses everything else with a signed refusal, and keeps both in
-    the site's ledger. It is started again when it ends, and signs the status list every 12 hours.
+    It does what this home's own consents allow, refuses everything else with a signed refusal, and keeps both
+    in the site's ledger. It is started again when it ends, and signs the status list every 12 hours.
     """
     from federation.lifeline import die_with
     from federation.supervisor import run_site
@@ -167,7 +167,7 @@ def approve(
 ) -> Exit:
     """Steward: consent to exactly this plan, after checking it by your own pins; or decline it.
 
-    The consent is signed with the targets key, logged, and kept in this home: the agent trains on nothing else.
+    The consent is signed with the targets key, logged, and kept here: the agent trains on nothing else.
     """
     from federation.deciding import consent, read_checked_plan
 

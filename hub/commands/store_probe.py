@@ -1,4 +1,4 @@
-"""Whether an object store keeps the promises that the hub's safety leans on, tried out with a few small objects.
+"""Whether an object store keeps the promises that the hub leans on, tried out with a few small objects.
 
 Each finding names one promise. ``Finding.vital`` says that the hub must not run on a store which breaks it.
 Everything written here is removed again.

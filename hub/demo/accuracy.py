@@ -1,7 +1,7 @@
-"""What federation is worth on the demo's data: each lab alone, all rows pooled, federated, and the majority class.
+"""What federation is worth on the demo's data: each lab alone, pooled, federated, and the majority class.
 
-Every model starts from the same base version and passes over its rows equally often; all are measured on the same
-rows, the held-out rows of all labs together. Only the demo can pool the rows: it made the split.
+Every model starts from the same base version and passes over its rows equally often; all are measured on the
+same rows, the held-out rows of all labs together. Only the demo can pool the rows: it made the split.
 """
 
 import csv

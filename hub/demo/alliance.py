@@ -1,8 +1,8 @@
-"""An alliance of real processes on one machine: a hub with SuperLink and blob server, three lab agents, six homes.
+"""An alliance of real processes on one machine: hub, SuperLink, blob server, three lab agents, six homes.
 
 Everything is done through the product's own commands: the hub is ``fedhub hub up``, an agent is ``fedhub site
-up``, institutions join by invitation codes. Nothing here knows a shortcut into the hub. Started again from the
-same folder, everything is still there; only what is missing is made.
+up``, institutions join by invitation codes. Nothing here knows a shortcut into the hub. Started again from
+the same folder, everything is still there; only what is missing is made.
 
 Layout of the folder::
 
@@ -162,11 +162,11 @@ class Alliance:
             raise CommandFailed(answer.error.get("code", "E_DEMO"), message, answer.error.get("hint", ""))
         return answer
 
-    # --- what only a demo may do: it is the operator's machine too --------------------------------------------
+    # --- what only a demo may do: it is the operator's machine too ----------------------------------------
 
     def hub_settings(self) -> "tuple[Settings, HubKeys]":
         """The settings and keys that the hub's process runs with."""
-        from hub.keys import open_keys
+        from hub.keys import keys_of
         from hub.settings import load_settings
 
         given = {name: str(port) for name, port in self._card["ports"].items()}
@@ -177,7 +177,7 @@ class Alliance:
             data_dir=self.folder / "hub",
             operator_home=self.home("operator"),
         )
-        return settings, open_keys(settings.data_dir / "keys", settings.origin)
+        return settings, keys_of(settings)
 
     @contextmanager
     def flipped(self, sha256: str) -> Iterator[None]:

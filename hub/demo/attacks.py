@@ -1,7 +1,7 @@
 """What the auditor does, and what somebody tries who wants the auditor deceived.
 
-``verify_offline`` runs ``fedhub verify`` in a process that cannot open a socket. ``ALTERATIONS`` are five ways to
-change a pack; each must end in a refusal that names the step and the rule.
+``verify_offline`` runs ``fedhub verify`` in a process that cannot open a socket. ``ALTERATIONS`` are five
+ways to change a pack; each must end in a refusal that names the step and the rule.
 """
 
 import json
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def verify_offline(*args: str) -> Verdict:
-    """Run ``fedhub verify`` without sockets, and, where the system allows it, in an empty network of its own."""
+    """Run ``fedhub verify`` without sockets and, where the system allows it, in an empty network."""
     command = [*_empty_network(), sys.executable, "-P", "-c", WITHOUT_SOCKETS, "verify", *args, "--json"]
     done = subprocess.run(
         command, capture_output=True, text=True, env=plain_environment(), timeout=TIMEOUT_S, check=False
@@ -96,7 +96,7 @@ def altered(pack: Path, place: Path, alter: Callable[[Path], None]) -> Path:
     return place
 
 
-# --- five ways to lie -------------------------------------------------------------------------------------------
+# --- five ways to lie -------------------------------------------------------------------------------------
 
 
 def _claim_more_entries(pack: Path) -> None:

@@ -2,8 +2,8 @@
 
 Source: scikit-learn's bundled copy of the UCI "Optical Recognition of Handwritten Digits" test set (Alpaydin
 and Kaynak 1998): 1,797 images of 8 x 8 pixels with values 0 to 16, by 13 writers. A small part stands for
-public data; the rest goes to three labs. Each digit has one home lab that gets ``HOME_SHARE`` of its rows, the
-other labs share what is left, so every label is known everywhere and common in one place only.
+public data; the rest goes to three labs. Each digit has one home lab that gets ``HOME_SHARE`` of its rows,
+the other labs share what is left, so every label is known everywhere and common in one place only.
 
 Letters: N rows, 64 pixels.
 """
@@ -42,7 +42,7 @@ def write_split(folder: Path) -> None:
 
 
 def split() -> dict[str, dict[str, list[Row]]]:
-    """The rows by place and part: ``public`` has ``train``, each lab ``train`` and ``heldout``; all disjoint."""
+    """Rows by place and part: ``public`` has ``train``, each lab ``train`` and ``heldout``; all disjoint."""
     import numpy as np
 
     rows = _bundled_rows()

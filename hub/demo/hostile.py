@@ -1,8 +1,8 @@
 """A hub that lies: it sends labs to work on a plan that they never consented to.
 
-It holds everything the real hub holds, the operator's signing key too, and reaches SuperLink's Control API with
-the hub's own token. So its orders are truly signed and arrive like any other. What stands between it and the
-labs' rows is only what the labs check by themselves.
+It holds everything the real hub holds, the operator's signing key too, and reaches SuperLink's Control API
+with the hub's own token. So its orders are truly signed and arrive like any other. What stands between it and
+the labs' rows is only what the labs check by themselves.
 """
 
 import json
@@ -19,9 +19,6 @@ from federation.flower.control import Control
 from federation.home import Home
 from storage.encoding import format_time
 from storage.errors import Unchecked
-
-ORDER_LIFE_S = 60
-PORT_ATTEMPT = 1
 
 
 @dataclass
@@ -61,7 +58,12 @@ class HostileHub:
     def start(self, control: Control, token_file: Path) -> str:
         """Answer from now on, and have SuperLink start a run; gives the Flower run's id."""
         self._thread.start()
-        config = {"hub": self.url, "plan": self._plan.id, "attempt": 1, "token-file": str(token_file)}
+        config: dict[str, str | int] = {
+            "hub": self.url,
+            "plan": self._plan.id,
+            "attempt": 1,
+            "token-file": str(token_file),
+        }
         return control.start_run(config)
 
     def stop(self) -> None:

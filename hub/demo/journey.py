@@ -1,7 +1,8 @@
 """The journey that ``fedhub demo`` shows: from six strangers to a released model that anybody can verify.
 
-Every step runs the product's own commands on real processes, prints them, and checks what they answer. What must
-be refused is refused here too, and kept in the report with the reason that was shown. Reading order: ``STEPS``.
+Every step runs the product's own commands on real processes, prints them, and checks what they answer. What
+must be refused is refused here too, and kept in the report with the reason that was shown. Reading order:
+``STEPS``.
 """
 
 import json
@@ -86,7 +87,7 @@ class Journey:
         self.alliance.start_hub()
         info = self.alliance.hub_info
         self._say(
-            f"the hub {info['origin']} answers at {info['endpoint']}; SuperLink and blob server are its children"
+            f"the hub {info['origin']} answers at {info['endpoint']}; SuperLink and blob server beside it"
         )
         self._say(
             f"the operator's key ring was made by this first start; its pin is {short(info['operator_pin'])}…"
@@ -262,7 +263,7 @@ class Journey:
         return str(next(each["why"] for each in entries if each["refused"]))
 
     def _first_audit(self) -> None:
-        """The auditor looks once before the release, so that the second look can show that history only grew."""
+        """The auditor looks once before the release, so that a second look can show that history grew."""
         audit = self.folder / "audit"
         audit.mkdir()
         trust = json.loads((self.alliance.home("firm") / "trust.json").read_text())
@@ -393,6 +394,6 @@ def _label_counts(path: Path) -> list[int]:
 
 
 def _shortened(line: str, folder: Path) -> str:
-    """The line with the demo's folder left out, and long digests and codes cut, so that people can read it."""
+    """The line without the demo's folder, and with long digests and codes cut, for people to read."""
     words = line.replace(f"{folder}/", "").split(" ")
     return " ".join(f"{word[:12]}…" if len(word) >= 64 and "/" not in word else word for word in words)

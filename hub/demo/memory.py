@@ -19,8 +19,8 @@ CLASSES: tuple[tuple[str, str], ...] = (
 class MemoryWatch:
     """Samples ``VmHWM`` of all descendants of this process until it is stopped.
 
-    The kernel's high-water mark only grows, so a sample is never too high, and too low only for what a process
-    did in its last quarter of a second.
+    The kernel's high-water mark only grows, so a sample is never too high, and too low only for what a
+    process did in its last quarter of a second.
     """
 
     def __init__(self) -> None:
