@@ -16,18 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.home import Home
-from federation.joining import post_status
+from federation.joining import post_status, register_site
 from federation.lifeline import code_path, python_command
 from storage.errors import Refused, Rejected, Unchecked
-from storage.signing import public_pem, read_private_key
-
-if TYPE_CHECKING:
-    from federation.client import HubClient
+from storage.signing import read_private_key
 
 SITE_NAME = "main"
 FIRST_PAUSE_S = 0.5
@@ -130,20 +126,9 @@ class AgentProcess:
         return surroundings
 
 
-def node_key_pem(home: Home) -> str:
-    """The public half of this site's Flower node key, PEM."""
-    key = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
-    return public_pem(key.public_key())
-
-
-def register(home: Home, client: "HubClient", name: str = SITE_NAME) -> None:
-    """Make this site's node key known to the hub; a repeat changes nothing."""
-    client.register_site(name, node_key_pem(home))
-
-
 def _check(home: Home) -> None:
     """What has to be there before anything starts."""
-    node_key_pem(home)
+    read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
     home.key("snapshot")
     if not home.fleet:
         raise Unchecked("E_FLEET", f"{home.path} knows no Fleet address", "join with an invitation first")
@@ -154,8 +139,7 @@ def _register(home: Home, name: str, say: Say, ended: threading.Event) -> None:
     pause_s = FIRST_PAUSE_S
     while not ended.is_set():
         try:
-            with home.client("snapshot") as client:
-                register(home, client, name)
+            register_site(home, name)
             return
         except Unchecked as error:
             say(f"{error}; trying again")
