@@ -8,6 +8,7 @@ forget its runs.
 import base64
 import hashlib
 import json
+import os
 import secrets
 import struct
 import time
@@ -29,10 +30,11 @@ from federation.publishing import push_version
 from federation.transfer import send_file
 from hub.keys import open_keys
 from hub.supervisor import Supervisor
-from storage.blobs import FolderStore
+from storage.blobs import BlobStore
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Unchecked
 from storage.signing import read_private_key
+from tests.databases import database_url
 from tests.hubs import ORIGIN, HubInProcess
 from tests.servers import blob_server
 
@@ -174,10 +176,8 @@ class AllianceInProcess(HubInProcess):
             self.renew_status(home)
 
     @property
-    def store(self) -> FolderStore:
-        store = self.hub.store
-        assert isinstance(store, FolderStore)
-        return store
+    def store(self) -> BlobStore:
+        return self.hub.store
 
     def as_(self, name: str, role: str = "targets") -> HubClient:
         """A client of one member."""
@@ -440,14 +440,33 @@ class Setting:
 
 
 @contextmanager
-def open_alliance(folder: Path, **given: Any) -> Iterator[AllianceInProcess]:
-    """An alliance with a blob server of its own, closed at the end."""
-    keys = open_keys(folder / "hub" / "keys", ORIGIN)
-    root = folder / "hub" / "store"
-    root.mkdir(parents=True)
-    with blob_server(root, "--secret-file", str(keys.blob_file)) as url:
-        alliance = AllianceInProcess(folder, store_public_url=url, **given)
+def open_alliance(folder: Path, kind: str = "sqlite", **given: Any) -> Iterator[AllianceInProcess]:
+    """An alliance on real parts, closed at the end.
+
+    Args:
+        kind: ``sqlite`` with a folder store and a blob server of its own; ``postgresql`` with an empty schema of the
+            server that ``FEDHUB_TEST_DATABASE_URL`` names, and a new bucket of the first S3 server, if there is one.
+    """
+    with database_url(kind, folder) as database, _store(folder, s3=kind == "postgresql") as store:
+        alliance = AllianceInProcess(folder, database_url=database, **store, **given)
         try:
             yield alliance
         finally:
             alliance.close()
+
+
+@contextmanager
+def _store(folder: Path, *, s3: bool) -> Iterator[dict[str, str]]:
+    servers = os.environ.get("FEDHUB_TEST_S3_URL", "").split()
+    if s3 and servers:
+        yield {
+            "store_url": f"s3+{servers[0]}/test-{secrets.token_hex(8)}",
+            "store_access_key": os.environ["FEDHUB_TEST_S3_ACCESS_KEY"],
+            "store_secret_key": os.environ["FEDHUB_TEST_S3_SECRET_KEY"],
+        }
+        return
+    keys = open_keys(folder / "hub" / "keys", ORIGIN)
+    root = folder / "hub" / "store"
+    root.mkdir(parents=True)
+    with blob_server(root, "--secret-file", str(keys.blob_file)) as url:
+        yield {"store_public_url": url}

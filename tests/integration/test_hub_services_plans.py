@@ -22,6 +22,7 @@ from tests.alliances import (
     open_alliance,
     weights,
 )
+from tests.databases import DATABASES
 
 
 class Setting:
@@ -36,9 +37,11 @@ class Setting:
         return self.alliance.submit(self.base, self.datasets, **changes)
 
 
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    with open_alliance(tmp_path_factory.mktemp("plans"), superlink="external", page_size=2) as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def setting(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Setting]:
+    with open_alliance(
+        tmp_path_factory.mktemp("plans"), request.param, superlink="external", page_size=2
+    ) as opened:
         yield Setting(opened)
 
 

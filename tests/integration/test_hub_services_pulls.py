@@ -17,14 +17,17 @@ from storage.encoding import format_time, read_json
 from storage.errors import FedhubError, Refused
 from storage.signing import open_envelope
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
+from tests.databases import DATABASES
 from tests.hubs import OPERATOR
 
 FILES = {"model.safetensors": weights(1, 2), "docs/README.md": b"# how to"}
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("pulls"), superlink="external") as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path_factory.mktemp("pulls"), request.param, superlink="external") as opened:
         yield opened
 
 

@@ -17,13 +17,18 @@ from storage.errors import FedhubError, Refused
 from storage.manifests import Manifest, build_manifest, oms_payload, read_manifest
 from storage.signing import open_envelope, sign
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
+from tests.databases import DATABASES
 
 GOOD = weights(1, 2, 3)
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("registry"), superlink="external", page_size=3) as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(
+        tmp_path_factory.mktemp("registry"), request.param, superlink="external", page_size=3
+    ) as opened:
         yield opened
 
 

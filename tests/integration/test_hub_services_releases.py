@@ -21,14 +21,17 @@ from tests.alliances import (
     digest,
     open_alliance,
 )
+from tests.databases import DATABASES
 from tests.hubs import ORIGIN
 
 NAME = f"{OWNER}/released"
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("releases"), superlink="external") as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path_factory.mktemp("releases"), request.param, superlink="external") as opened:
         yield opened
 
 

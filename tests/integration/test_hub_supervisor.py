@@ -26,6 +26,7 @@ from tests.alliances import (
     digest,
     open_alliance,
 )
+from tests.databases import DATABASES
 
 
 class Clock:
@@ -38,11 +39,13 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+@pytest.fixture(scope="module", params=DATABASES)
+def opened(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Setting]:
     limits: dict[str, Any] = {"run_attempts": 3, "attempt_start_s": 20, "superlink_patience_s": 100}
     folder = tmp_path_factory.mktemp("supervisor")
-    with open_alliance(folder, superlink="external", sites_patience_s=60, **limits) as alliance:
+    with open_alliance(
+        folder, request.param, superlink="external", sites_patience_s=60, **limits
+    ) as alliance:
         yield Setting(alliance)
 
 
