@@ -20,7 +20,7 @@ import click
 import typer
 
 import hub
-from hub.commands.terminal import Terminal
+from hub.terminal import Terminal
 from storage.errors import Exit, FedhubError, Unchecked
 
 # group -> module under hub.commands, what it is for
@@ -66,6 +66,7 @@ def dispatch(argv: list[str], terminal: Terminal | None = None) -> Exit:
     """Run ``argv`` at ``terminal``; by default the one that this process was started from."""
     named = os.environ.get("FEDHUB_HOME")
     terminal = terminal or Terminal(Path(named) if named else None)
+    terminal.call = dispatch
     terminal.json = terminal.json or "--json" in argv  # before parsing: even a usage error is JSON then
     try:
         _check_packages()

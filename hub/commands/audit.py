@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
 app = typer.Typer(no_args_is_help=True, help="Evidence packs and the transparency log.")
@@ -29,7 +30,7 @@ def export(
     from federation.pulling import beside, fetch_pack, find_version
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     if out.exists():
         raise Unchecked("E_TARGET", f"{out} is there already", "choose another folder, or remove it first")
     with home.client() as client, beside(out) as place:
@@ -55,7 +56,7 @@ def log(
 ) -> Exit:
     """List the logged statements that this home may read, in log order."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         info = client.hub()
         found = list(client.all_statements(kind=kind, issuer=issuer, plan=plan))
     rows = [(each.index, each.kind, each.issuer, short(each.id)) for each in found]

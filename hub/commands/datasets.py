@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: described on-site, never uploaded.")
@@ -35,7 +36,7 @@ def describe(
     from federation.publishing import describe_dataset
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         dataset = describe_dataset(
             home, client, folder, name, description=description, license_id=license_id, duo=duo or []
@@ -52,7 +53,7 @@ def describe(
 def list_datasets(ctx: typer.Context) -> Exit:
     """List the datasets that members described."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = client.datasets()
     rows = [(each.name, each.version, short(each.asset_id), each.created_at) for each in found]
     return terminal.done(
@@ -70,7 +71,7 @@ def show(
     from federation.pulling import find_dataset
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = find_dataset(client, name)
     croissant = json.loads(found.croissant)
     lines = [

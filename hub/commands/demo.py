@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, terminal_of
+from hub.terminal import Command, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer()

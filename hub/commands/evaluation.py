@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer()
@@ -29,7 +30,7 @@ def evaluate(
     from storage.encoding import parse_decimal
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     if at_least is not None:
         parse_decimal(at_least, "E_USAGE")
     with home.client("snapshot") as client:

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hub.commands.terminal import Command, Terminal, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, Rejected, Unchecked
 
 app = typer.Typer(no_args_is_help=True, help="Signed permissions: who, which digest, what for, until when.")
@@ -31,7 +32,7 @@ def issue(
     from federation.deciding import issue_grant
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     actions = action or ["pull"]
     if "train" in actions:
         hint = "a lab consents to one plan: fedhub site approve PLAN"
@@ -58,7 +59,7 @@ def issue(
 def list_grants(ctx: typer.Context) -> Exit:
     """List the grants this home gave or holds."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = [_described(record) for record in client.all_statements(kind="grant")]
     rows = [
         (
@@ -98,7 +99,7 @@ def revoke(
     from federation.deciding import revoke as revoke_statement
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     record = _grant(terminal, grant)
     with home.client() as client:
         posted = revoke_statement(home, client, record.id, reason=reason)
@@ -118,7 +119,7 @@ def verify(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID"
     from storage.encoding import parse_time
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     record = _grant(terminal, grant)
     with home.client() as client:
         statement = read_signed(home, client, record.bundle, kind="grant", issuer=record.issuer)
@@ -143,7 +144,7 @@ def verify(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID"
 
 
 def _grant(terminal: Terminal, reference: str) -> Any:
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = [each for each in client.all_statements(kind="grant") if each.id.startswith(reference)]
     if len(found) != 1 or len(reference) < 8:
         raise Unchecked(

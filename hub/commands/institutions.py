@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Refused
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def approve(
 ) -> Exit:
     """Operator: admit an institution whose pin you compared by phone or on paper."""
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         applied = client.institution(name)
         if applied.pin != pin:
@@ -74,7 +75,7 @@ def trust(
 ) -> Exit:
     """Pin another institution's key ring in this home's trust.json."""
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     home.pin(name, pin)
     return terminal.done(
         {"institution": name, "pin": pin, "trust": str(home.trust_path)},
@@ -87,7 +88,7 @@ def trust(
 def show(ctx: typer.Context, name: Annotated[str | None, typer.Argument()] = None) -> Exit:
     """Show an institution as the hub knows it, and what this home pins (default: your own)."""
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     wanted = name or home.institution
     with home.client() as client:
         found = client.institution(wanted)
@@ -107,7 +108,7 @@ def show(ctx: typer.Context, name: Annotated[str | None, typer.Argument()] = Non
 def list_institutions(ctx: typer.Context) -> Exit:
     """List the members of the alliance."""
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         members = client.institutions()
     pins = home.pins
@@ -137,7 +138,7 @@ def rotate(
     from federation.joining import rotate as rotate_key
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     version = rotate_key(home, role)
     return terminal.done(
         {"institution": home.institution, "role": role, "ring_version": version},
@@ -153,7 +154,7 @@ def status(
 ) -> Exit:
     """Sign and publish this institution's status list: what it has revoked, valid for 24 hours."""
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client("snapshot") as client:
         while True:
             data = publish_status(home, client)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, terminal_of
 from storage.errors import Exit, Unchecked
 
 app = typer.Typer()
@@ -33,7 +34,7 @@ def login(
     if token_file is None:
         if endpoint or trust:
             raise Unchecked("E_USAGE", "--endpoint and --trust belong to --token-file", "fedhub login --help")
-        home = terminal.home
+        home = home_of(terminal)
     else:
         from federation.client import HubClient
         from federation.home import Home

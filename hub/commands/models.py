@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def push(
 
     terminal = terminal_of(ctx)
     total = _refuse_unsafe(folder)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client, terminal.progress("push", total) as moved:
         version = push_version(home, client, folder, name, license_id=license_id, tags=tag or [], moved=moved)
     return terminal.done(
@@ -59,7 +60,7 @@ def pull(
     from federation.pulling import find_version, pull_version
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         wanted = find_version(client, reference)
         total = sum(file.size for file in wanted.files)
@@ -89,7 +90,7 @@ def pull(
 def list_models(ctx: typer.Context, search: Annotated[str, typer.Argument()] = "") -> Exit:
     """List the models this home may see."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = client.models(search or None)
     rows = []
     for model in found:
@@ -110,7 +111,7 @@ def show(
 
     terminal = terminal_of(ctx)
     name, number, tag = split_reference(reference)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         if number is None and tag is None:
             model = client.model(name)
             rows = [
@@ -146,7 +147,7 @@ def tag_version(
     name, number, _tag = split_reference(reference)
     if number is None:
         raise Unchecked("E_USAGE", f"{reference!r} names no version", "write INSTITUTION/NAME@VERSION")
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         version = client.tag(name, tag, number)
     return terminal.done(version.model_dump(), f"{name}:{tag} is {name}@{number}.")
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hub.commands.terminal import Command, Terminal, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, Terminal, terminal_of
 from storage.errors import Exit, FedhubError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _operator(terminal: Terminal) -> "Home":
     from federation.home import Home
 
     if terminal.home_path is not None:
-        return terminal.home
+        return home_of(terminal)
     return Home.open(_settings(terminal).operator_folder)
 
 

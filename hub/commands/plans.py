@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
 app = typer.Typer(no_args_is_help=True, help="Training plans: drafted, signed, consented to.")
@@ -65,7 +66,7 @@ def new(
         epsilon=epsilon,
         delta=delta,
     )
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         draft = draft_plan(client, folder, model, terms)
     return terminal.done(
         {"folder": str(folder), "base": draft.base_name, **draft.members},
@@ -85,7 +86,7 @@ def check(
     from federation.planning import check_draft, read_draft
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     if Path(plan).is_dir():
         found = check_draft(home, read_draft(Path(plan)))
         said = "draft, not signed"
@@ -120,7 +121,7 @@ def submit(ctx: typer.Context, folder: Annotated[Path, typer.Argument(exists=Tru
     from federation.planning import read_draft, submit_draft
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         plan = submit_draft(home, client, read_draft(folder))
     waiting = ", ".join(each.institution for each in plan.participants)
@@ -135,7 +136,7 @@ def submit(ctx: typer.Context, folder: Annotated[Path, typer.Argument(exists=Tru
 def list_plans(ctx: typer.Context) -> Exit:
     """List the plans this home takes part in."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = client.plans()
     rows = [
         (
@@ -160,7 +161,7 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
     from federation.deciding import resolve_plan
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = resolve_plan(client, plan)
     rows = []
     for site in found.participants:

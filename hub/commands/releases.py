@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ def propose(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
     from storage.statements import read_statement
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     results = []
     with home.client() as client:
         version = find_version(client, reference)
@@ -54,7 +55,7 @@ def approve(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
     from federation.pulling import beside, check_pack, fetch_pack, find_version
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client, beside(home.path / "approve") as place:
         version = find_version(client, reference)
         pack = place / "pack"
@@ -75,7 +76,7 @@ def publish(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
     from federation.pulling import find_version
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         version = find_version(client, reference)
         record = publish_release(home, client, version)
@@ -90,7 +91,7 @@ def publish(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
 def list_releases(ctx: typer.Context) -> Exit:
     """List the released versions."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         released = [each for model in client.models() for each in model.versions if each.released]
     rows = [
         (f"{each.name}@{each.version}", short(each.asset_id), short(each.plan), each.created_at)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hub.commands.terminal import Command, Terminal, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def start(
     from federation.deciding import resolve_plan
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = resolve_plan(client, plan)
         run = client.start_run(found.id)
         if wait:
@@ -53,7 +54,7 @@ def watch(
     from federation.deciding import resolve_plan
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         return _watch(terminal, client, resolve_plan(client, plan).id, until_s=timeout)
 
 
@@ -61,7 +62,7 @@ def watch(
 def list_runs(ctx: typer.Context) -> Exit:
     """List the runs this home takes part in."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         found = client.runs()
     rows = [
         (
@@ -87,7 +88,7 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
     from federation.deciding import resolve_plan
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         run = client.run(resolve_plan(client, plan).id)
     return terminal.done(run.model_dump(), *_run_lines(run))
 
@@ -98,7 +99,7 @@ def cancel(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN
     from federation.deciding import resolve_plan
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         run = client.cancel_run(resolve_plan(client, plan).id)
     return terminal.done(
         run.model_dump(), f"The run of plan {short(run.plan)} is {run.state} after {len(run.rounds)} rounds."
@@ -111,7 +112,7 @@ def resume(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN
     from federation.deciding import resolve_plan
 
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         run = client.resume_run(resolve_plan(client, plan).id)
     return terminal.done(
         run.model_dump(),
@@ -135,7 +136,7 @@ def finish(
     from federation.finishing import finish_run
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     if out is not None and out.exists():
         raise Unchecked("E_TARGET", f"{out} is there already", "choose another folder")
     with home.client() as client:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hub.commands.terminal import Command, terminal_of
+from hub.terminal import Command, terminal_of
 from storage.errors import Exit, Unchecked
 
 app = typer.Typer(no_args_is_help=True, help="A whole alliance on this machine.")
@@ -39,7 +39,9 @@ def up(
     terminal = terminal_of(ctx)
     check_ours(folder)
     given = {"port": port, "download_port": download_port, "blob_port": blob_port, "fleet_port": fleet_port}
-    alliance = Alliance(folder, ports={name: number for name, number in given.items() if number is not None})
+    assert terminal.call is not None  # hub.cli runs this
+    ports = {name: number for name, number in given.items() if number is not None}
+    alliance = Alliance(folder, terminal.call, ports=ports)
     interrupt_on_sigterm()
     terminal.say(f"Starting an alliance in {folder} …")
     try:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hub.commands.terminal import Command, Terminal, short, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, FedhubError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def init(
     from federation.joining import register_site
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     site = register_site(home, name)
     return terminal.done(
         site.model_dump(),
@@ -52,7 +53,7 @@ def up(
     terminal = terminal_of(ctx)
     if parent is not None:
         die_with(parent, signal.SIGTERM)
-    home = terminal.home
+    home = home_of(terminal)
     watch = threading.Thread(target=_tell_online, args=(terminal, home, name), daemon=True)
     watch.start()
 
@@ -69,7 +70,7 @@ def status(ctx: typer.Context) -> Exit:
     from federation.ledger import SiteLedger
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         sites = [each for each in client.sites() if each.institution == home.institution]
     datasets = home.datasets()
@@ -118,7 +119,7 @@ def ledger_(
     from storage.encoding import format_time
 
     terminal = terminal_of(ctx)
-    with SiteLedger(terminal.home.site / "ledger.db") as ledger:
+    with SiteLedger(home_of(terminal).site / "ledger.db") as ledger:
         orders = [each for each in ledger.orders() if each.plan.startswith(plan or "")]
         answers = {each.order_id: each for each in ledger.answers()}
         refusals = {each.order_id: each for each in ledger.refusals()}
@@ -172,7 +173,7 @@ def approve(
     from federation.deciding import consent, read_checked_plan
 
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         found, _shown = read_checked_plan(home, client, plan)
         if decline is not None:

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from hub.commands.terminal import Command, table, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, table, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer(no_args_is_help=True, help="Personal tokens for people and stock clients.")
@@ -20,7 +21,7 @@ def new(
     """Make a token. Its text is shown once: the hub keeps only a digest."""
     terminal = terminal_of(ctx)
     scopes = ["read"] if scope == "read" else ["read", "write"]
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         made = client.create_token(name, scopes, valid_days=days)
     return terminal.done(
         made.model_dump(),
@@ -34,7 +35,7 @@ def new(
 def list_tokens(ctx: typer.Context) -> Exit:
     """List this institution's tokens, without their texts."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         tokens = client.list_tokens()
     rows = [
         (each.id, each.name, "+".join(each.scopes), each.expires_at, each.last_used_at or "never")
@@ -50,7 +51,7 @@ def list_tokens(ctx: typer.Context) -> Exit:
 def revoke(ctx: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")]) -> Exit:
     """End a token at once."""
     terminal = terminal_of(ctx)
-    with terminal.home.client() as client:
+    with home_of(terminal).client() as client:
         client.revoke_token(token_id)
     return terminal.done(
         {"revoked": token_id}, f"Token {token_id} is revoked; the next request with it is refused."

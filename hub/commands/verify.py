@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hub.commands.terminal import terminal_of
+from hub.terminal import terminal_of
 from storage.encoding import parse_time, read_json
 from storage.errors import Exit, Rejected, Unchecked
 

@@ -2,7 +2,8 @@
 
 import typer
 
-from hub.commands.terminal import Command, terminal_of
+from hub.commands.homes import home_of
+from hub.terminal import Command, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer()
@@ -12,7 +13,7 @@ app = typer.Typer()
 def whoami(ctx: typer.Context) -> Exit:
     """Ask the hub who this home is, and by which key or token it knows."""
     terminal = terminal_of(ctx)
-    home = terminal.home
+    home = home_of(terminal)
     with home.client() as client:
         who = client.whoami()
     by = f"by its {who.key_role} key" if who.key_role else f"by a personal token ({', '.join(who.scopes)})"

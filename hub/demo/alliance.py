@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from federation.home import Home, write_atomically
 from federation.lifeline import plain_environment, python_command
-from hub.cli import dispatch
-from hub.commands.terminal import Terminal
 from hub.demo import digits
+from hub.terminal import Terminal
 from storage.errors import Exit, FedhubError, Refused, Unchecked
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ ROLES = {
     "firm": "firm",
 }
 LABS = digits.LABS
+Call = Callable[[list[str], Terminal], Exit]
 PORTS = ("port", "download_port", "blob_port", "fleet_port", "control_port")
 READY_S = 60.0
 STOP_S = 15.0
@@ -92,6 +92,7 @@ class Alliance:
 
     Args:
         folder: where everything lies; made when missing.
+        call: runs one command line at a terminal, as ``hub.cli`` does.
         ports: ports to use instead of free ones, by the names in ``PORTS``.
         told: called with each command line before it runs and with its answer after.
     """
@@ -99,11 +100,13 @@ class Alliance:
     def __init__(
         self,
         folder: Path,
+        call: Call,
         *,
         ports: Mapping[str, int] | None = None,
         told: "Callable[[str, Answer], None] | None" = None,
     ) -> None:
         self.folder = folder.resolve()
+        self._call = call
         self.processes: list[Process] = []
         self._given = dict(ports or {})
         self._told = told
@@ -152,7 +155,7 @@ class Alliance:
             expect: the exit code without which this raises; None takes any.
         """
         terminal = Terminal(self.home(name), out=io.StringIO(), err=io.StringIO())
-        code = dispatch(list(args), terminal)
+        code = self._call(list(args), terminal)
         answer = Answer(code, terminal.answer, terminal.problem, _text(terminal))
         line = shlex.join(["fedhub", "--home", f"homes/{name}", *args])
         if self._told is not None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from federation.home import Home
-from hub.commands.terminal import Terminal, short, table
 from hub.demo import accuracy, attacks, digits
 from hub.demo.alliance import LABS, ROLES, Alliance, Answer, CommandFailed, institution
 from hub.demo.memory import MemoryWatch
+from hub.terminal import Terminal, short, table
 from storage.errors import Exit
 from storage.signing import public_pem
 
@@ -55,7 +55,8 @@ class Journey:
     def __init__(self, folder: Path, terminal: Terminal) -> None:
         self.folder = folder.resolve()
         self.terminal = terminal
-        self.alliance = Alliance(self.folder, told=self._tell)
+        assert terminal.call is not None  # hub.cli runs this
+        self.alliance = Alliance(self.folder, terminal.call, told=self._tell)
         self.refused: list[dict[str, str]] = []
         self.plan = ""
         self.version: dict[str, Any] = {}

@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 import typer.core
 
 from storage.errors import Exit
-
-if TYPE_CHECKING:
-    from federation.home import Home
 
 
 @dataclass
@@ -29,6 +26,7 @@ class Terminal:
     Attributes:
         home_path: what ``--home`` or FEDHUB_HOME names; None when neither is given.
         stop: set by another thread to end a command that runs until it is told.
+        call: runs another command line, as ``hub.cli`` does; commands that tell a story of commands use it.
         answer: what the command answered, for a program that called it in this process.
         problem: code, message and hint of the error that ended it; empty when none did.
     """
@@ -38,15 +36,9 @@ class Terminal:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
     stop: threading.Event = field(default_factory=threading.Event)
+    call: "Callable[[list[str], Terminal], Exit] | None" = None
     answer: dict[str, Any] = field(default_factory=dict)
     problem: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def home(self) -> "Home":
-        """The home that ``--home`` or FEDHUB_HOME names, else ./.fedhub, opened afresh."""
-        from federation.home import Home
-
-        return Home.open(self.home_folder)
 
     @property
     def home_folder(self) -> Path:
