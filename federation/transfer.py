@@ -25,7 +25,8 @@ from federation.wire import Upload, UploadOrder
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
 
-STREAMS = 4
+STREAMS = 4  # up: the store checks and writes each
+READ_STREAMS = max(2, min(4, os.cpu_count() or 2))  # down: each is hashed here as it comes
 ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
 LONGEST_WAIT_S = 5.0
 CHECK_POLL_S = 0.05
@@ -174,7 +175,7 @@ def fetch(
     parts_are_signed: bool = False,
     durable: bool = False,
     progress: Progress | None = None,
-    streams: int = STREAMS,
+    streams: int = READ_STREAMS,
 ) -> None:
     """Bring a file to ``path``, where it stands only once it holds exactly the bytes of this digest.
 

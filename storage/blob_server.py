@@ -169,7 +169,8 @@ class Visit(socketserver.BaseRequestHandler):
                         f"the bytes sent for {key} do not have the digest that was signed",
                         status=400,
                     )
-                sync_file(stream)
+                if folder is None:  # a part is read and checked once more when the upload is joined
+                    sync_file(stream)
             if folder is not None:
                 store.install_part(incoming, folder, place.number, sha256)
             else:

@@ -308,8 +308,7 @@ class FolderStore:
             numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
             with incoming.open("xb") as joined:
                 for number in numbers:
-                    with (folder / f"{number}.{etags[number]}").open("rb") as part:
-                        shutil.copyfileobj(part, joined, CHUNK_BYTES)
+                    _append_part(joined, folder / f"{number}.{etags[number]}", etags[number])
                 sync_file(joined)
             self.install(incoming, path)
         except (Unchecked, FileNotFoundError) as error:
@@ -335,6 +334,19 @@ class FolderStore:
         return (
             f"{self._url}/{key}?{self._signer.upload_query(check_key(key), size, expires, upload_id, number)}"
         )
+
+
+def _append_part(joined: BinaryIO, part: Path, sha256: str) -> None:
+    """Copy a part's bytes, which are not synced one by one: a crash may have damaged them."""
+    found = hashlib.sha256()
+    with part.open("rb", buffering=0) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            found.update(chunk)
+            joined.write(chunk)
+    if found.hexdigest() != sha256:
+        part.unlink()
+        message = f"part {part.name.split('.')[0]} was damaged in the store and has been dropped"
+        raise Refused("E_PARTS", message, "send it again", status=400)
 
 
 def sync_file(stream: BinaryIO) -> None:

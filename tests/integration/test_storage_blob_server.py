@@ -19,7 +19,7 @@ import storage.blob_server
 import storage.http1
 from storage.blob_server import BlobServer, main
 from storage.blobs import FolderStore, Order, store_secret
-from storage.errors import Unchecked
+from storage.errors import Refused, Unchecked
 from tests.servers import free_port
 
 SECRET = b"s" * 32
@@ -326,3 +326,15 @@ def test_parts_that_vanish_while_they_are_joined_leave_no_object(
         store.complete_parts("k", upload, {1: SHA})
     assert store.size("k") is None
     assert not list((tmp_path / ".incoming").iterdir())
+
+
+def test_part_that_a_crash_damaged_is_dropped_and_asked_for_again(store: FolderStore) -> None:
+    upload = store.begin_parts("k")
+    part = store.upload_folder("k", upload) / f"1.{SHA}"
+    part.write_bytes(bytes(len(DATA)))
+    with pytest.raises(Refused, match=r"E_PARTS: part 1 was damaged"):
+        store.complete_parts("k", upload, {1: SHA})
+    assert (store.size("k"), store.stored_parts("k", upload)) == (None, {})
+    part.write_bytes(DATA)
+    store.complete_parts("k", upload, {1: SHA})
+    assert store.get("k") == DATA
