@@ -10,7 +10,7 @@ from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
-app = typer.Typer(no_args_is_help=True, help="Evidence packs and the transparency log.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Evidence packs and the transparency log.")
 
 
 @app.command("export", cls=Command)

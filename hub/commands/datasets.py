@@ -10,7 +10,9 @@ from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: described on-site, never uploaded.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Datasets: described on-site, never uploaded."
+)
 
 
 @app.command("describe", cls=Command)

@@ -8,7 +8,11 @@ from hub.commands.homes import home_of
 from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, Rejected, Unchecked
 
-app = typer.Typer(no_args_is_help=True, help="Signed permissions: who, which digest, what for, until when.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Signed permissions: who, which digest, what for, until when.",
+)
 
 
 @app.command("issue", cls=Command)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from federation.client import HubClient
     from federation.home import Home
 
-app = typer.Typer(no_args_is_help=True, help="Members of the alliance and their key rings.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Members of the alliance and their key rings."
+)
 
 STATUS_LIFE_S = 86_400  # a status list may live 24 h at most
 STATUS_EVERY_S = 43_200

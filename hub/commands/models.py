@@ -12,7 +12,7 @@ from storage.errors import Exit, Unchecked
 if TYPE_CHECKING:
     from federation import wire
 
-app = typer.Typer(no_args_is_help=True, help="Models and their signed versions.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Models and their signed versions.")
 
 
 @app.command("push", cls=Command)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from federation.home import Home
     from hub.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Run a hub.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run a hub.")
 
 _HIDDEN_PARENT = typer.Option(hidden=True, help="End when this process ends.")
 

@@ -11,7 +11,9 @@ from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
-app = typer.Typer(no_args_is_help=True, help="Training plans: drafted, signed, consented to.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Training plans: drafted, signed, consented to."
+)
 
 
 @app.command("new", cls=Command)

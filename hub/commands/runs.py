@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from federation import wire
     from federation.client import HubClient
 
-app = typer.Typer(no_args_is_help=True, help="Runs of training plans.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Runs of training plans.")
 
 _POLL_S = 0.4
 _LOOK_S = 5.0

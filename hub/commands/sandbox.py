@@ -10,7 +10,7 @@ import typer
 from hub.terminal import Command, terminal_of
 from storage.errors import Exit, Unchecked
 
-app = typer.Typer(no_args_is_help=True, help="A whole alliance on this machine.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="A whole alliance on this machine.")
 
 PORT_HELP = "A port to use instead of a free one."
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 ONLINE_POLL_S = 0.5
 
-app = typer.Typer(no_args_is_help=True, help="The lab agent, its ledger, and the steward's consents.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="The lab agent, its ledger, and the steward's consents."
+)
 
 
 @app.command("init", cls=Command)

@@ -8,7 +8,9 @@ from hub.commands.homes import home_of
 from hub.terminal import Command, table, terminal_of
 from storage.errors import Exit
 
-app = typer.Typer(no_args_is_help=True, help="Personal tokens for people and stock clients.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Personal tokens for people and stock clients."
+)
 
 
 @app.command("new", cls=Command)

@@ -6,7 +6,7 @@ from hub.commands.homes import home_of
 from hub.terminal import Command, terminal_of
 from storage.errors import Exit
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(cls=Command)
