@@ -39,6 +39,7 @@ from storage.translog import check_start, publish
 
 BATCH = 1000  # rows read at a time
 OWN = "fedhub_own_entries"  # of a session: entries that it has sequenced and not committed
+PartiesOf = Callable[[Entry, Evidence], set[str]]
 _log = logging.getLogger("fedhub.ledger")
 
 
@@ -58,6 +59,7 @@ class Admitted:
     row: StatementRow
     entry: Entry
     fresh: bool
+    parties: frozenset[str] = frozenset()  # of a fresh one: what the caller's ``parties_of`` said
 
 
 class StoredManifests(dict[str, Manifest]):
@@ -172,12 +174,15 @@ class Ledger:
 
     # --- sequencing -----------------------------------------------------------------------------------------
 
-    def sequence(self, session: Session, raw: bytes) -> Admitted:
+    def sequence(self, session: Session, raw: bytes, parties_of: PartiesOf) -> Admitted:
         """Check a statement against the live log and give it the next index in ``session``'s transaction.
 
         A statement that is logged already, or a second one for the same site, plan, action and round, is
         answered with the first.
 
+        Args:
+            raw: text of the bundle.
+            parties_of: whom a new statement concerns, asked while the evidence is at hand.
         Raises:
             Rejected: a rule of the log does not hold (``storage.admission``).
         """
@@ -189,7 +194,7 @@ class Ledger:
         known = session.get(StatementRow, envelope.id)  # by one who held the lock before
         if known is not None and known.hint == envelope.hint:
             return Admitted(known, entry_of(known), fresh=False)
-        entry, key = self._check(session, raw)
+        entry, key, parties = self._check(session, raw, parties_of)
         if entry.index < following.next_index:
             return Admitted(session.get_one(StatementRow, entry.id), entry, fresh=False)
         row = self._row(entry, key)
@@ -198,13 +203,15 @@ class Ledger:
         session.add(following)
         session.flush()
         self._remember(session, entry)
-        return Admitted(row, entry, fresh=True)
+        return Admitted(row, entry, fresh=True, parties=parties)
 
     def rehearse(self, session: Session, raw: bytes) -> Entry:
         """Check a statement as if it were logged now, and log nothing."""
-        return self._check(session, raw)[0]
+        return self._check(session, raw, lambda _entry, _evidence: set())[0]
 
-    def _check(self, session: Session, raw: bytes) -> tuple[Entry, EllipticCurvePublicKey]:
+    def _check(
+        self, session: Session, raw: bytes, parties_of: PartiesOf
+    ) -> tuple[Entry, EllipticCurvePublicKey, frozenset[str]]:
         statement = read_statement(open_envelope(raw))
         with self.evidence(session) as evidence:
             view = evidence
@@ -214,8 +221,9 @@ class Ledger:
                 view.rings[statement.issuer] = self._ring(session, statement.issuer)
             entry = check_admission(view, raw, now=self.now())
             holder = view.find_key(entry.hint)
+            parties = frozenset(parties_of(entry, view))
         assert holder is not None  # else the check had refused
-        return entry, holder[1]
+        return entry, holder[1], parties
 
     def _row(self, entry: Entry, key: EllipticCurvePublicKey) -> StatementRow:
         statement = entry.statement

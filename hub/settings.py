@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         "SuperLink as a child process of the hub, as a service of its own, or none (no runs can start).",
         "choice",
     )
+    shared_dir: Path | None = _setting(
+        None,
+        "Folder of tokens and certificates shared with an external SuperLink. Unset: the data folder.",
+        "path",
+    )
     control_port: int = _setting(
         8004, "Loopback port of SuperLink's Control API when it is a child.", "TCP port", ge=0, le=65535
     )

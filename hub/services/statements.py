@@ -44,10 +44,10 @@ def admit(
         Rejected: the statement breaks a rule of the log.
         Refused: an attachment is not one of its subjects.
     """
-    admitted = ledger.sequence(session, raw)
+    admitted = ledger.sequence(session, raw, parties_of)
     _attach(session, admitted.entry, attachments or {})
     if admitted.fresh:
-        _index(session, ledger, admitted)
+        _index(session, admitted)
     return admitted.row
 
 
@@ -64,15 +64,13 @@ def _attach(session: Session, entry: Entry, attachments: Mapping[str, bytes]) ->
             session.flush()
 
 
-def _index(session: Session, ledger: Ledger, admitted: Admitted) -> None:
+def _index(session: Session, admitted: Admitted) -> None:
     row, statement = admitted.row, admitted.entry.statement
-    with ledger.evidence(session) as evidence:
-        parties = parties_of(admitted.entry, evidence)
     row.audience = "parties" if statement.kind in FOR_PARTIES else "members"
     session.add(row)
     for digest in {subject.digest for subject in statement.subjects}:
         session.add(StatementSubjectRow(statement=row.id, digest=digest))
-    for institution in parties:
+    for institution in admitted.parties:
         session.add(StatementPartyRow(statement=row.id, institution=institution))
     session.flush()
 
