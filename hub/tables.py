@@ -408,3 +408,88 @@ class LeaseRow(SQLModel, table=True):
     name: str = Field(primary_key=True, max_length=64)
     holder: str = Field(max_length=64)
     until_ms: int = moment()  # milliseconds since 1970
+
+
+# --- repositories as stock clients see them: commits, branches, drafts ---------------------------------------
+
+
+class SharedDatasetRow(SQLModel, table=True):
+    """A data set whose owner put its files into the hub on purpose; on-site ones are statements only."""
+
+    __tablename__ = "shared_dataset"
+    name: str = Field(primary_key=True, max_length=512)  # institution/path
+    owner: str = Field(max_length=253, index=True)
+    visibility: str = Field(max_length=8)  # public, gated, private
+    created_at: int = moment()
+
+
+class RevisionRow(SQLModel, table=True):
+    """One commit: the files of one manifest after a parent; a draft until a statement makes it a version."""
+
+    __tablename__ = "revision"
+    __table_args__ = (Index(None, "kind", "name", "asset_id"), Index(None, "kind", "name", "version"))
+    kind: str = Field(primary_key=True, max_length=8)  # model, dataset
+    name: str = Field(primary_key=True, max_length=512)
+    id: str = Field(primary_key=True, max_length=40)
+    parent: str | None = Field(default=None, max_length=40, nullable=True)
+    asset_id: str | None = digest(default=None, nullable=True)  # sha256 of manifest.json; None: no files
+    statement: str | None = digest(default=None, nullable=True)  # the asset statement; None: a draft
+    version: int | None = None
+    title: str = Field(max_length=1000)
+    message: str = Field(default="", sa_type=Text)
+    author: str = Field(max_length=253)  # institution
+    created_at: int = moment()
+
+
+class BranchRow(SQLModel, table=True):
+    """A name that moves from commit to commit. Whoever commits locks it."""
+
+    __tablename__ = "branch"
+    kind: str = Field(primary_key=True, max_length=8)
+    name: str = Field(primary_key=True, max_length=512)
+    branch: str = Field(primary_key=True, max_length=128)
+    revision: str = Field(max_length=40)
+
+
+class DraftTagRow(SQLModel, table=True):
+    """A name for a commit that is no model version; made once, never moved. Versions of models have ``tag``."""
+
+    __tablename__ = "draft_tag"
+    kind: str = Field(primary_key=True, max_length=8)
+    name: str = Field(primary_key=True, max_length=512)
+    tag: str = Field(primary_key=True, max_length=128)
+    revision: str = Field(max_length=40)
+    created_at: int = moment()
+
+
+class GitBlobRow(SQLModel, table=True):
+    """What git calls the bytes of a small file: stock clients compare them by this name."""
+
+    __tablename__ = "git_blob"
+    sha256: str = digest(primary_key=True)
+    oid: str = Field(max_length=40)
+
+
+class PlainUploadRow(SQLModel, table=True):
+    """Bytes on their way from a client that can send no headers: nobody's word until the hub has hashed them."""
+
+    __tablename__ = "plain_upload"
+    __table_args__ = (Index(None, "uploader", "sha256"),)
+    id: str = Field(primary_key=True, max_length=32)  # secret: whoever knows it may complete it
+    uploader: str = Field(max_length=253)
+    sha256: str = digest()
+    size: int = moment()
+    key: str = Field(max_length=255)
+    multipart: str | None = Field(default=None, max_length=1024, nullable=True)
+    expires_at: int = moment(index=True)
+
+
+class XorbRow(SQLModel, table=True):
+    """Chunks that a Xet client posted and a shard of the same institution may name; kept for hours only."""
+
+    __tablename__ = "xorb"
+    owner: str = Field(primary_key=True, max_length=253)
+    hash: str = digest(primary_key=True)
+    key: str = Field(max_length=255)
+    size: int = moment()
+    expires_at: int = moment(index=True)
