@@ -72,7 +72,9 @@ def read_tensors(path: Path) -> None:
 
 def valid_tensors() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        write_tensors(Path(folder, "w"), {"a": np.float32([[1, 2]]), "b": np.int64(3)}, {"k": "v"})
+        write_tensors(
+            Path(folder, "w"), {"a": np.array([[1, 2]], np.float32), "b": np.array(3, np.int64)}, {"k": "v"}
+        )
         return Path(folder, "w").read_bytes()
 
 

@@ -29,10 +29,10 @@ def test_fedavg_is_the_weighted_mean_and_repeats_to_the_byte(
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tensors(folder / "start", {"w": np.float32(values[0])})
+        write_tensors(folder / "start", {"w": np.array(values[0], np.float32)})
         sites = []
         for place, (delta, weight) in enumerate(zip(values[1:], weights, strict=True)):
-            write_tensors(folder / str(place), {"w": np.float32(delta)})
+            write_tensors(folder / str(place), {"w": np.array(delta, np.float32)})
             sites.append(SiteUpdate(str(place), folder / str(place), weight))
         first = aggregate(make_strategy("FedAvg", {}), folder / "start", sites, folder / "one")
         again = aggregate(make_strategy("FedAvg", {}), folder / "start", sites, folder / "two")
@@ -48,7 +48,7 @@ def test_fedavg_is_the_weighted_mean_and_repeats_to_the_byte(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(floats, min_size=5, max_size=5), st.permutations(range(5)))
 def test_robust_merges_do_not_depend_on_the_order_of_sites(values: list[float], order: list[int]) -> None:
-    deltas = [np.float32([value]) for value in values]
+    deltas = [np.array([value], np.float32) for value in values]
     merges: list[Any] = [Median(), TrimmedMean(0.3), NearestToMedian(1)]
     for merge in merges:
         shuffled = merge([deltas[place] for place in order], [1] * 5)
@@ -58,8 +58,8 @@ def test_robust_merges_do_not_depend_on_the_order_of_sites(values: list[float], 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(floats, min_size=3, max_size=7))
 def test_the_median_is_numpys(values: list[float]) -> None:
-    merged = Median()([np.float32([value]) for value in values], [1] * len(values))
-    np.testing.assert_allclose(merged[0], np.median(np.float32(values)), rtol=1e-6, atol=1e-38)
+    merged = Median()([np.array([value], np.float32) for value in values], [1] * len(values))
+    np.testing.assert_allclose(merged[0], np.median(np.array(values, np.float32)), rtol=1e-6, atol=1e-38)
 
 
 @settings(max_examples=60, deadline=None)

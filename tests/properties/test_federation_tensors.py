@@ -26,7 +26,7 @@ def arrays(draw: st.DrawFn) -> Any:
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
     lambda name: name != "__metadata__"
 )
 

@@ -28,15 +28,14 @@ def updates(folder: Path, *deltas: Any, weights: tuple[int, ...] = ()) -> list[S
     ]
 
 
-def read(path: Path, name: str = "w") -> list[Any]:
+def read(path: Path, name: str = "w") -> Any:
     with TensorFile(path) as file:
-        found: list[Any] = file.array(name).tolist()
-        return found
+        return file.array(name).tolist()
 
 
 def test_new_weights_are_the_input_plus_the_mean_of_deltas_by_weight(tmp_path: Path) -> None:
-    start = weights_file(tmp_path / "start", w=np.float32([1, 2]))
-    sites = updates(tmp_path, np.float32([1, 0]), np.float32([4, 4]), weights=(3, 1))
+    start = weights_file(tmp_path / "start", w=np.array([1, 2], np.float32))
+    sites = updates(tmp_path, np.array([1, 0], np.float32), np.array([4, 4], np.float32), weights=(3, 1))
     result = aggregate(FEDAVG, start, sites, tmp_path / "out")
     assert read(tmp_path / "out") == [2.75, 3.0]
     assert result.folded == ("lab-0", "lab-1") and result.state == {}
@@ -60,8 +59,8 @@ def test_the_aggregate_does_not_depend_on_the_size_of_pieces(
 
 
 def test_the_aggregate_keeps_the_layout_and_metadata_of_its_input(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "start", {"w": np.float32([1])}, {"format": "pt"})
-    aggregate(FEDAVG, tmp_path / "start", updates(tmp_path, np.float32([1])), tmp_path / "out")
+    write_tensors(tmp_path / "start", {"w": np.array([1], np.float32)}, {"format": "pt"})
+    aggregate(FEDAVG, tmp_path / "start", updates(tmp_path, np.array([1], np.float32)), tmp_path / "out")
     with TensorFile(tmp_path / "out") as file:
         assert file.metadata == {"format": "pt"}
         assert file.layout == layout_of(tmp_path / "start")
@@ -69,17 +68,21 @@ def test_the_aggregate_keeps_the_layout_and_metadata_of_its_input(tmp_path: Path
 
 def test_sums_are_kept_in_float32_for_narrow_types_and_float64_for_f64(tmp_path: Path) -> None:
     # 2048 + 1 is not a float16; 1 + 2^-40 is not a float32.
-    start = weights_file(tmp_path / "start", half=np.float16([0]), double=np.float64([1]))
+    start = weights_file(tmp_path / "start", half=np.array([0], np.float16), double=np.array([1], np.float64))
     sites = [
         SiteUpdate(
             f"lab-{place}",
-            weights_file(tmp_path / f"u{place}", half=np.float16([value]), double=np.float64([2.0**-40])),
+            weights_file(
+                tmp_path / f"u{place}",
+                half=np.array([value], np.float16),
+                double=np.array([2.0**-40], np.float64),
+            ),
             1,
         )
         for place, value in enumerate((2048, 1, 2047))
     ]
     aggregate(FEDAVG, start, sites, tmp_path / "out")
-    assert read(tmp_path / "out", "half") == [np.float16(4096 / 3)]
+    assert read(tmp_path / "out", "half") == [float(np.array(4096 / 3, np.float16))]
     assert read(tmp_path / "out", "double")[0] == pytest.approx(1 + 2.0**-40, abs=2.0**-52)
 
 
@@ -95,10 +98,12 @@ def test_bfloat16_weights_move_by_bfloat16_deltas(tmp_path: Path) -> None:
 
 
 def test_a_buffer_is_the_heaviest_sites_own_value(tmp_path: Path) -> None:
-    start = weights_file(tmp_path / "start", n=np.int64(0), mask=np.array([False]))
+    start = weights_file(tmp_path / "start", n=np.array(0, np.int64), mask=np.array([False]))
     sites = [
         SiteUpdate(
-            site, weights_file(tmp_path / site, n=np.int64(value), mask=np.array([bool(value % 2)])), weight
+            site,
+            weights_file(tmp_path / site, n=np.array(value, np.int64), mask=np.array([bool(value % 2)])),
+            weight,
         )
         for site, value, weight in (("a", 10, 1), ("b", 21, 5), ("c", 30, 5))
     ]
@@ -107,9 +112,9 @@ def test_a_buffer_is_the_heaviest_sites_own_value(tmp_path: Path) -> None:
 
 
 def test_a_buffer_under_a_robust_strategy_is_the_middle_value(tmp_path: Path) -> None:
-    start = weights_file(tmp_path / "start", n=np.int64(0))
+    start = weights_file(tmp_path / "start", n=np.array(0, np.int64))
     sites = [
-        SiteUpdate(site, weights_file(tmp_path / site, n=np.int64(value)), 1)
+        SiteUpdate(site, weights_file(tmp_path / site, n=np.array(value, np.int64)), 1)
         for site, value in (("a", -(10**18)), ("b", 4), ("c", 5), ("d", 10**18))
     ]
     aggregate(make_strategy("FedMedian", {}), start, sites, tmp_path / "out")
@@ -123,7 +128,10 @@ def test_a_value_that_is_no_number_names_site_and_tensor_and_nothing_is_written(
 ) -> None:
     start = weights_file(tmp_path / "start", w=np.zeros(4, np.float32))
     sites = updates(
-        tmp_path, np.float32([1, 1, 1, 1]), np.float32([1, 1, value, 1]), np.float32([0, 0, 0, 0])
+        tmp_path,
+        np.array([1, 1, 1, 1], np.float32),
+        np.array([1, 1, value, 1], np.float32),
+        np.array([0, 0, 0, 0], np.float32),
     )
     strategy = make_strategy(name, {"malicious": 0})
     with pytest.raises(UpdateRejected, match="lab-1: tensor w holds a value that is no finite F32") as caught:
@@ -135,30 +143,30 @@ def test_a_value_that_is_no_number_names_site_and_tensor_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("tensors", "rule"),
     [
-        ({"w": np.float32([1, 2, 3])}, r"expected F32 \[2\], found F32 \[3\]"),
-        ({"w": np.float64([1, 2])}, "expected F32"),
-        ({"v": np.float32([1, 2])}, "'w' is missing"),
-        ({"w": np.float32([1, 2]), "v": np.float32([1])}, "'v' is not expected"),
+        ({"w": np.array([1, 2, 3], np.float32)}, r"expected F32 \[2\], found F32 \[3\]"),
+        ({"w": np.array([1, 2], np.float64)}, "expected F32"),
+        ({"v": np.array([1, 2], np.float32)}, "'w' is missing"),
+        ({"w": np.array([1, 2], np.float32), "v": np.array([1], np.float32)}, "'v' is not expected"),
     ],
 )
 def test_an_update_of_another_layout_names_its_site(
     tmp_path: Path, tensors: dict[str, Any], rule: str
 ) -> None:
-    start = weights_file(tmp_path / "start", w=np.float32([1, 2]))
+    start = weights_file(tmp_path / "start", w=np.array([1, 2], np.float32))
     bad = SiteUpdate("lab-b.example", weights_file(tmp_path / "bad", **tensors), 1)
     with pytest.raises(UpdateRejected, match=rule) as caught:
-        aggregate(FEDAVG, start, [*updates(tmp_path, np.float32([1, 2])), bad], tmp_path / "out")
+        aggregate(FEDAVG, start, [*updates(tmp_path, np.array([1, 2], np.float32)), bad], tmp_path / "out")
     assert caught.value.code == "E_LAYOUT" and caught.value.site == "lab-b.example"
     with pytest.raises(UpdateRejected, match=rule):
         check_update("lab-b.example", bad.path, layout_of(start))
 
 
 def test_check_update_finds_what_the_aggregation_would_refuse(tmp_path: Path) -> None:
-    good = weights_file(tmp_path / "good", w=np.float32([1]), mask=np.array([True]))
+    good = weights_file(tmp_path / "good", w=np.array([1], np.float32), mask=np.array([True]))
     check_update("a", good, layout_of(good), size=good.stat().st_size)
     with pytest.raises(UpdateRejected, match="announced"):
         check_update("a", good, layout_of(good), size=3)
-    bad = weights_file(tmp_path / "bad", w=np.float32([np.inf]), mask=np.array([True]))
+    bad = weights_file(tmp_path / "bad", w=np.array([np.inf], np.float32), mask=np.array([True]))
     with pytest.raises(UpdateRejected, match="tensor w"):
         check_update("a", bad, layout_of(good))
     raw = bytearray(good.read_bytes())
@@ -169,9 +177,9 @@ def test_check_update_finds_what_the_aggregation_would_refuse(tmp_path: Path) ->
 
 
 def test_a_sum_beyond_the_type_is_refused_though_every_update_is_finite(tmp_path: Path) -> None:
-    start = weights_file(tmp_path / "start", w=np.float32([3e38]))
+    start = weights_file(tmp_path / "start", w=np.array([3e38], np.float32))
     with pytest.raises(Rejected, match="tensor w: the new weights are no finite F32") as caught:
-        aggregate(FEDAVG, start, updates(tmp_path, np.float32([3e38])), tmp_path / "out")
+        aggregate(FEDAVG, start, updates(tmp_path, np.array([3e38], np.float32)), tmp_path / "out")
     assert caught.value.code == "E_NOT_FINITE" and not isinstance(caught.value, UpdateRejected)
 
 
@@ -188,12 +196,12 @@ def test_a_site_cannot_weigh_more_than_the_cap_nor_less_than_one_row() -> None:
 
 def test_a_round_without_updates_has_no_aggregate(tmp_path: Path) -> None:
     with pytest.raises(Misuse):
-        aggregate(FEDAVG, weights_file(tmp_path / "start", w=np.float32([1])), [], tmp_path / "out")
+        aggregate(FEDAVG, weights_file(tmp_path / "start", w=np.array([1], np.float32)), [], tmp_path / "out")
 
 
 def test_a_strategy_refuses_fewer_updates_than_its_promise_needs(tmp_path: Path) -> None:
-    start = weights_file(tmp_path / "start", w=np.float32([1]))
-    sites = updates(tmp_path, *([np.float32([1])] * 4))
+    start = weights_file(tmp_path / "start", w=np.array([1], np.float32))
+    sites = updates(tmp_path, *([np.array([1], np.float32)] * 4))
     with pytest.raises(Refused, match="Krum needs at least 5 updates") as caught:
         aggregate(make_strategy("Krum", {"malicious": 1}), start, sites, tmp_path / "out")
     assert caught.value.code == "E_TOO_FEW_UPDATES"
@@ -201,8 +209,8 @@ def test_a_strategy_refuses_fewer_updates_than_its_promise_needs(tmp_path: Path)
 
 def test_server_state_is_carried_from_round_to_round_in_files(tmp_path: Path) -> None:
     strategy = make_strategy("FedAvgM", {"serverLearningRate": "1", "serverMomentum": "0.5"})
-    start = weights_file(tmp_path / "w0", w=np.float32([0]))
-    sites = updates(tmp_path, np.float32([1]))
+    start = weights_file(tmp_path / "w0", w=np.array([0], np.float32))
+    sites = updates(tmp_path, np.array([1], np.float32))
     state = None
     for number in (1, 2, 3):
         folder = tmp_path / f"state{number}"
@@ -224,8 +232,8 @@ def test_server_state_is_carried_from_round_to_round_in_files(tmp_path: Path) ->
 
 def test_state_of_another_round_or_strategy_is_refused(tmp_path: Path) -> None:
     strategy = make_strategy("FedAvgM", {"serverLearningRate": "1", "serverMomentum": "0.5"})
-    start = weights_file(tmp_path / "w0", w=np.float32([0]))
-    sites = updates(tmp_path, np.float32([1]))
+    start = weights_file(tmp_path / "w0", w=np.array([0], np.float32))
+    sites = updates(tmp_path, np.array([1], np.float32))
 
     def go(number: int, state: Path | None, next_state: Path | None, **other: Any) -> None:
         aggregate(
@@ -246,7 +254,7 @@ def test_state_of_another_round_or_strategy_is_refused(tmp_path: Path) -> None:
         go(3, one, two)
     assert caught.value.code == "E_STATE" and not (two / "momentum.safetensors").exists()
     with pytest.raises(Rejected, match=r"expected|missing") as caught:
-        write_tensors(one / "momentum.safetensors", {"v": np.float32([1])})
+        write_tensors(one / "momentum.safetensors", {"v": np.array([1], np.float32)})
         go(2, one, two)
     assert caught.value.code == "E_STATE"
     for number, state, next_state in ((1, None, None), (2, None, two), (1, one, two)):

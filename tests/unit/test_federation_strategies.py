@@ -182,14 +182,19 @@ def test_equal_updates_are_picked_in_the_plans_order() -> None:
 
 @pytest.mark.parametrize("merge", [Median(), TrimmedMean(0.2), NearestToMedian(1)])
 def test_a_robust_merge_stays_within_the_honest_sites_whatever_one_site_sends(merge: Any) -> None:
-    honest = [np.float32([0.9]), np.float32([1.0]), np.float32([1.1]), np.float32([1.2])]
+    honest = [
+        np.array([0.9], np.float32),
+        np.array([1.0], np.float32),
+        np.array([1.1], np.float32),
+        np.array([1.2], np.float32),
+    ]
     for lie in (-1e30, 1e30):
-        merged = merge([*honest, np.float32([lie])], [1] * 5)
+        merged = merge([*honest, np.array([lie], np.float32)], [1] * 5)
         assert 0.9 <= merged[0] <= 1.2
 
 
 def test_a_robust_merge_does_not_depend_on_the_order_of_sites_not_even_in_signs_of_zero() -> None:
-    values = [np.float32([value]) for value in (0.0, -0.0, 0.0, -0.0, 1.0)]
+    values = [np.array([value], np.float32) for value in (0.0, -0.0, 0.0, -0.0, 1.0)]
     for merge in (Median(), TrimmedMean(0.2), NearestToMedian(1)):
         assert len({merge(list(order), [1] * 5).tobytes() for order in itertools.permutations(values)}) == 1
 

@@ -193,8 +193,14 @@ def test_a_file_of_another_size_than_announced_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_layout_that_differs_is_refused_and_every_difference_named(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "a", {"v": np.float32([1]), "w": np.float32([1]), "x": np.float32([1])})
-    write_tensors(tmp_path / "b", {"v": np.float64([1]), "w": np.float32([[1]]), "y": np.float32([1])})
+    write_tensors(
+        tmp_path / "a",
+        {"v": np.array([1], np.float32), "w": np.array([1], np.float32), "x": np.array([1], np.float32)},
+    )
+    write_tensors(
+        tmp_path / "b",
+        {"v": np.array([1], np.float64), "w": np.array([[1]], np.float32), "y": np.array([1], np.float32)},
+    )
     with pytest.raises(Rejected) as caught:
         TensorFile(tmp_path / "b", expect=layout_of(tmp_path / "a"))
     assert caught.value.code == "E_LAYOUT"
@@ -203,7 +209,9 @@ def test_a_layout_that_differs_is_refused_and_every_difference_named(tmp_path: P
 
 
 def test_the_order_of_tensors_is_free(tmp_path: Path) -> None:
-    path = raw_file(tmp_path / "w", {"v": entry(offsets=(4, 8)), "w": entry()}, np.float32([1, 2]).tobytes())
+    path = raw_file(
+        tmp_path / "w", {"v": entry(offsets=(4, 8)), "w": entry()}, np.array([1, 2], np.float32).tobytes()
+    )
     with TensorFile(path) as file:
         assert [spec.name for spec in file.layout.tensors] == ["w", "v"]
         assert (file.read("w")[0], file.read("v")[0]) == (1.0, 2.0)

@@ -160,7 +160,7 @@ def test_training_that_diverges_is_refused_and_writes_nothing(base: Path, site: 
 
 
 def test_weights_of_another_model_are_refused(site: Path, tmp_path: Path) -> None:
-    write_tensors(tmp_path / "other", {"w": np.float32([1])})
+    write_tensors(tmp_path / "other", {"w": np.array([1], np.float32)})
     for call in (
         lambda: train(RECIPE, IMAGE, tmp_path / "other", site, tmp_path / "u", 1, 1),
         lambda: evaluate(RECIPE, IMAGE, tmp_path / "other", site),
