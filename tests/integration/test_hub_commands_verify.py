@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from hub.cli import dispatch
 from storage.encoding import format_time
 from tests.simulators import MODEL, NOW, Story, tell_story, write_files
 
@@ -30,6 +29,8 @@ code = main(sys.argv[1:])
 print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
+# typer, held back by flwr, imports a name that the newest click would like to drop
+pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in Click 9:DeprecationWarning")
 FORBIDDEN = {
     "asyncio", "fastapi", "flwr", "http", "httpx", "importlib.metadata", "minio", "numpy", "pydantic", "requests",
     "rich", "securesystemslib", "socket", "sqlalchemy", "sqlmodel", "ssl", "torch", "tuf", "urllib.request",
@@ -54,9 +55,12 @@ class Auditor:
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
         """The command inside this process."""
+        from hub.cli import dispatch
+        from hub.terminal import Terminal
+
         out, err = io.StringIO(), io.StringIO()
         line = ["verify", str(self.pack), "--trust", str(self.trust), *options]
-        code = dispatch(line, out=out, err=err)
+        code = dispatch(line, Terminal(None, out=out, err=err))
         return subprocess.CompletedProcess(line, int(code), out.getvalue(), err.getvalue())
 
     def run_alone(self, *options: str) -> subprocess.CompletedProcess[str]:
@@ -123,9 +127,6 @@ def test_json_tells_every_step_and_level(auditor: Auditor) -> None:
     assert {step["outcome"] for step in told["steps"]} == {"ok", "not checked"}
     levels = {(asset["name"], asset["version"]): asset["levels"] for asset in told["assets"]}
     assert levels[MODEL, 2] == ["SIGNED", "GRANTED", "TRAINED", "APPROVED"]
-    out = io.StringIO()
-    dispatch(["--json", "verify", str(auditor.pack), "--trust", str(auditor.trust), "--at", AT], out=out)
-    assert json.loads(out.getvalue())["verified"]
 
 
 def test_state_is_written_after_success_only(auditor: Auditor) -> None:
