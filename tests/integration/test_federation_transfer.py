@@ -15,7 +15,7 @@ import federation.transfer
 import storage.manifests
 from federation.partials import Partial
 from federation.transfer import fetch, send_file
-from storage.blobs import Order
+from storage.blobs import MemoryStore, Order
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from tests.servers import StoreHub, StoreMaker, running_store, store_names
 
@@ -145,6 +145,24 @@ def test_file_that_changes_while_it_is_sent_is_not_stored(hub: StoreHub, tmp_pat
     assert hub.store.size(hub.key) is None
 
 
+def test_hub_that_checks_for_too_long_is_told_of(hub: StoreHub, tmp_path: Path) -> None:
+    hub.checks = 10_000
+    with pytest.raises(Unchecked, match=r"E_UPLOAD_CHECKING.*still checks upload u"):
+        send_file(hub, file_of(tmp_path, LARGE), check_wait_s=0.1)
+    hub.checks = 0
+    assert send_file(hub, tmp_path / "weights.safetensors").state == "stored"
+
+
+def test_store_that_never_takes_the_file_is_named_and_not_asked_twice(tmp_path: Path) -> None:
+    with OddServer(lambda path, asked, n: (405, {}, b"no")) as server:
+        hub = StoreHub(MemoryStore(), "k")
+        hub.spoil = lambda number, order: Order("PUT", server.url + "/k", order.headers, order.expires)
+        with pytest.raises(Refused, match=r"E_STORE_REFUSED: weights\.safetensors: .*answered 405"):
+            send_file(hub, file_of(tmp_path, SMALL))
+    assert len(server.seen) == 1
+    assert not {name.lower() for name in server.seen[0][1]} & {"authorization", "cookie"}
+
+
 def test_flipped_byte_in_the_store_is_found_while_reading(hub: StoreHub, tmp_path: Path) -> None:
     for data in (SMALL, LARGE):
         broken = bytearray(data)
@@ -197,6 +215,10 @@ class Odd(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
         if int(headers.get("Content-Length", len(body))) != len(body):
             self.close_connection = True
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *args: Any) -> None:
         """Say nothing."""
