@@ -62,7 +62,7 @@ class TaskStarter:
         self._address = address
         self._allowed = allowed
         self._folder = folder
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[int, subprocess.Popen[bytes]] = {}  # by task
         self._ended = threading.Event()
         # Linux takes the thread that starts a child for its parent: it must outlive the children.
         self._thread = threading.Thread(target=self._run, name="task-starter", daemon=True)
@@ -77,9 +77,9 @@ class TaskStarter:
             self._thread.join()
 
     def _end_all(self) -> None:
-        for process in self._running:
+        for process in self._running.values():
             process.terminate()
-        for process in self._running:
+        for process in self._running.values():
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -96,11 +96,22 @@ class TaskStarter:
             while not self._ended.wait(POLL_S):
                 state = self._factory.state()
                 answer = runtime_handlers.acquire_task(wanted, state)
-                self._running = [process for process in self._running if process.poll() is None]
+                self._bury(state)
                 if answer.token:
                     self._launch(state, answer.task, answer.token)
         finally:
             self._end_all()
+
+    def _bury(self, state: Any) -> None:
+        """Fail the tasks whose processes are gone, now and not when Flower misses their heartbeats (60 s)."""
+        from flwr.common.constant import SubStatus
+
+        for task, process in list(self._running.items()):
+            status = process.poll()
+            if status is not None:
+                del self._running[task]
+                # A ServerApp that ended well has said so itself, and then this changes nothing.
+                state.finish_task(task, SubStatus.FAILED, f"its process ended with status {status}")
 
     def _launch(self, state: Any, task: Any, token: str) -> None:
         from flwr.common.constant import SubStatus
@@ -123,12 +134,12 @@ class TaskStarter:
             env=surroundings,
             cwd=work,
         )
-        self._running.append(process)
+        self._running[task.task_id] = process
         assert process.stdin is not None
         try:
             process.stdin.write(token.encode() + b"\n")
             process.stdin.close()
-        except BrokenPipeError:  # it died at once; Flower fails the task when its lease ends
+        except BrokenPipeError:  # it died at once, and is buried at the next look
             pass
 
 
