@@ -1,0 +1,59 @@
+"""What the documents name exists, and what exists is named."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from hub.cli import GROUPS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from settings_page import PAGE, page
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_settings_page_is_the_settings() -> None:
+    assert PAGE.read_text() == page(), "run: python tests/docs/settings_page.py"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def _commands() -> set[str]:
+    found = set()
+    for name, (module, _about) in GROUPS.items():
+        command = typer.main.get_command(importlib.import_module(f"hub.commands.{module}").app)
+        subcommands = getattr(command, "commands", {})
+        found |= {f"{name} {each}" for each in subcommands} if len(subcommands) > 1 else {name}
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_a_page_exists(path: Path) -> None:
+    known = _commands()
+    quoted = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", path.read_text(), re.DOTALL)
+    for text in (block or inline for block, inline in quoted):
+        for words in re.findall(r"fedhub (?:--home \S+ )?(?:--json )?([a-z]+(?: [a-z]+)?)\b", text):
+            assert words in known or words.split()[0] in known, f"{path.name}: fedhub {words}"
+
+
+def test_every_make_target_of_a_page_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            for words in re.findall(r"^make ((?:[a-z-]+ ?)+)", block, re.MULTILINE):
+                assert set(words.split()) <= targets, f"{path.name}: make {words}"
+
+
+def test_the_changelog_has_the_version_of_the_code() -> None:
+    from hub import __version__
+
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
