@@ -135,7 +135,9 @@ class Agent:
         now = self._clock()
         if order.action == "statistics":
             raise Refused("E_ACTION", "no recipe of this fedhub has a statistics round", "plan without one")
-        dataset = self._home.dataset(order.dataset)
+        dataset = next((one for one in self._home.datasets() if one.asset_id == order.dataset), None)
+        if dataset is None:
+            raise Refused("E_DATASET_UNKNOWN", f"no dataset {order.dataset} lies at this site")
         consent = find_consent(self._home, order.plan, order.dataset, order.action, now=now)
         plan = self._plan(order.plan)
         check_plan_allowed(self._home, consent, plan, order.round, now=now)

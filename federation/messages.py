@@ -83,7 +83,7 @@ def read_message(text: str, form: type[M]) -> M:
     if len(text) > MESSAGE_LIMIT_BYTES:
         raise Rejected("E_LIMIT", f"message: at most {MESSAGE_LIMIT_BYTES} bytes are read, found {len(text)}")
     try:
-        return form.model_validate_json(text)
+        return form.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "message"

@@ -1,8 +1,10 @@
-"""A hub in memory, as far as one run needs it: orders, uploads, receipts, rounds. Labs and owner are real homes.
+"""A hub in memory, as far as one run needs it: orders, uploads, receipts, rounds. Labs and owner are real
+homes.
 
 ``RoundHub`` keeps what it is told and signs with the operator's own key; ``LocalClient`` is the client of one
-member or of the coordinator without HTTP, and ``serve`` puts the same behind a port for real processes. Bytes go
-through the product's folder store and blob server. Tests change its attributes to play a hub that lies or fails.
+member or of the coordinator without HTTP, and ``serve`` puts the same behind a port for real processes. Bytes
+go through the product's folder store and blob server. Tests change its attributes to play a hub that lies or
+fails.
 """
 
 import base64
@@ -106,7 +108,9 @@ class RoundHub:
     # --- setting up -----------------------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, folder: Path, *, endpoint: str = "http://127.0.0.1:1", fleet: str = "127.0.0.1:1", ca: str = "") -> "RoundHub":
+    def start(
+        cls, folder: Path, *, endpoint: str = "http://127.0.0.1:1", fleet: str = "127.0.0.1:1", ca: str = ""
+    ) -> "RoundHub":
         root = folder / "store"
         root.mkdir(parents=True)
         blobs = BlobServer(root, "127.0.0.1", 0, SECRET)
@@ -228,7 +232,9 @@ class RoundHub:
 
     def receipts(self, institution: str | None = None) -> list[Any]:
         """The logged receipts, as statements."""
-        found = [one for one in self.statements if one.kind == "receipt" and institution in (None, one.issuer)]
+        found = [
+            one for one in self.statements if one.kind == "receipt" and institution in (None, one.issuer)
+        ]
         return [read_statement(open_envelope(one.bundle.encode())) for one in found]
 
     # --- what a hub answers ---------------------------------------------------------------------------------
@@ -251,7 +257,11 @@ class RoundHub:
             if statement.kind == "receipt":
                 self._check_chain(statement)
             record = wire.StatementRecord(
-                id=statement.id, index=len(self.statements), kind=statement.kind, issuer=statement.issuer, bundle=bundle
+                id=statement.id,
+                index=len(self.statements),
+                kind=statement.kind,
+                issuer=statement.issuer,
+                bundle=bundle,
             )
             self.statements.append(record)
             return record
@@ -271,7 +281,9 @@ class RoundHub:
         upload_id = f"{len(self.uploads):032x}"
         key = f"blobs/sha256/{request.sha256[:2]}/{request.sha256}.{upload_id}"
         multipart = self.store.begin_parts(key) if request.parts else None
-        sent = self.uploads[upload_id] = Sent(upload_id, request, key, multipart, request.sha256 in self.objects)
+        sent = self.uploads[upload_id] = Sent(
+            upload_id, request, key, multipart, request.sha256 in self.objects
+        )
         return self._upload(sent)
 
     def _upload(self, sent: Sent) -> wire.Upload:
@@ -366,7 +378,12 @@ class RoundHub:
         source = self.rounds[-1].aggregate if self.rounds else self.input
         if missing or report.aggregate not in self.objects or report.input != source:
             raise Refused("E_ROUND", f"round {report.round} does not stand: {missing}", status=409)
-        members = {"plan": self.plan.id, "round": report.round, "input": report.input, "receipts": report.receipts}
+        members = {
+            "plan": self.plan.id,
+            "round": report.round,
+            "input": report.input,
+            "receipts": report.receipts,
+        }
         rounds = [one for one in self.statements if one.kind == "round"]
         members |= {"previous": rounds[-1].id} if rounds else {}
         bundle = self.operator.sign("round", [("model.safetensors", report.aggregate)], members)
@@ -395,7 +412,9 @@ class LocalClient:
         ring = self.hub.homes()[name].ring
         return [b64(ring.versions[number].raw) for number in sorted(ring.versions)]
 
-    def post_statement(self, bundle: bytes | str, attachments: Mapping[str, bytes] | None = None) -> wire.StatementRecord:
+    def post_statement(
+        self, bundle: bytes | str, attachments: Mapping[str, bytes] | None = None
+    ) -> wire.StatementRecord:
         return self.hub.post(bundle if isinstance(bundle, str) else bundle.decode())
 
     def all_statements(self, **wanted: str | None) -> Iterator[wire.StatementRecord]:
@@ -446,7 +465,8 @@ class LocalClient:
         return wire.Site(institution=self.member, name=name, key_hint=hint, online=False)
 
 
-# --- behind a port --------------------------------------------------------------------------------------------
+# --- behind a port
+# --------------------------------------------------------------------------------------------
 
 
 @contextmanager
