@@ -6,7 +6,7 @@ DEMO_DIR ?= .fedhub/demo
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-faults lint bench bench-rounds package lock env clean
+.PHONY: help setup demo test test-all test-engines test-slow test-faults lint bench bench-rounds package lock env clean
 
 help: ## What can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,12 +30,16 @@ demo: setup ## The main job, end to end, on real processes: three labs, rounds, 
 test: setup ## The tests (under 10 minutes; no service needed)
 	$(PYTEST) -m "not slow and not fault" -n 2 --dist loadgroup
 
-test-all: setup ## Everything: also slow tests, PostgreSQL and a real S3 server where they are installed
-	$(BIN)/python -m tests.servers $(BIN)/python -m pytest -m "not fault" -n 2 --dist loadgroup
-	$(MAKE) test-faults
+test-engines: setup ## The tests of stores, databases and services on PostgreSQL and a real S3 server
+	$(BIN)/python -m tests.servers $(PYTEST) tests/integration -m "not slow and not fault" -n 2 --dist loadgroup
+
+test-slow: setup ## Tests that take real processes for a minute or more
+	$(PYTEST) -m "slow and not fault"
 
 test-faults: setup ## kill -9 of every process in the middle of real runs
 	$(PYTEST) -m fault
+
+test-all: test test-engines test-slow test-faults ## Everything
 
 lint: setup ## Format, style, types, layers
 	$(BIN)/ruff format --check .
