@@ -186,11 +186,11 @@ class Visit(socketserver.BaseRequestHandler):
         connection.answer(200, {"ETag": f'"{sha256}"', "Content-Length": "0"})
 
     def _place(self, request: Request, key: str) -> "Place":
-        """What this PUT is allowed to put, by an order in its headers or by an upload URL."""
+        """What this PUT is allowed to put, by an order in its headers or by a part's URL."""
         server, mark = self.server, f"?{request.query}" if request.query else ""
         now = int(server.clock())
         if "signature=" in request.query:
-            size, upload_id, number = server.signer.check_upload(key, request.query, now)
+            upload_id, number, size = server.signer.check_part(key, request.query, now)
             return Place(size, None, upload_id, number)
         sha256, size = server.signer.check_order(key, mark, request.headers, now)
         part = _PART.fullmatch(request.query)

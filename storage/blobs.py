@@ -90,12 +90,11 @@ class BlobStore(Protocol):
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         """URL that reads this object, without any other credential, for ``expires_s`` seconds."""
 
-    def upload_url(
-        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
-    ) -> str:
-        """URL that a client without headers can PUT ``size`` bytes to: an object, or a part of an upload.
+    def part_url(self, key: str, upload_id: str, number: int, size: int, *, expires_s: int) -> str:
+        """URL at which a client without headers PUTs any ``size`` bytes as part ``number``, until completion.
 
-        The store does not check what they are: nothing may lean on them before somebody has hashed them.
+        The store does not check what they are: nothing may lean on the joined object before somebody has
+        hashed it. Whole objects have no such URLs, since those could still be overwritten after the check.
         """
 
 
@@ -327,12 +326,10 @@ class FolderStore:
         query = self._signer.read_query(check_key(key), int(self._clock()) + expires_s, filename)
         return f"{self._url}/{key}?{query}"
 
-    def upload_url(
-        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
-    ) -> str:
+    def part_url(self, key: str, upload_id: str, number: int, size: int, *, expires_s: int) -> str:
         expires = int(self._clock()) + expires_s
         return (
-            f"{self._url}/{key}?{self._signer.upload_query(check_key(key), size, expires, upload_id, number)}"
+            f"{self._url}/{key}?{self._signer.part_query(check_key(key), upload_id, number, size, expires)}"
         )
 
 
@@ -481,11 +478,9 @@ class MemoryStore:
         query = self._signer.read_query(check_key(key), int(self._clock()) + expires_s, filename)
         return f"memory://store/{quote(key)}?{query}"
 
-    def upload_url(
-        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
-    ) -> str:
+    def part_url(self, key: str, upload_id: str, number: int, size: int, *, expires_s: int) -> str:
         expires = int(self._clock()) + expires_s
-        query = self._signer.upload_query(check_key(key), size, expires, upload_id, number)
+        query = self._signer.part_query(check_key(key), upload_id, number, size, expires)
         return f"memory://store/{key}?{query}"
 
     def send(self, order: Order, data: bytes) -> str:

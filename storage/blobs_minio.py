@@ -191,17 +191,14 @@ class MinioStore:
             request_date=self._clock(),
         )
 
-    def upload_url(
-        self, key: str, size: int, *, expires_s: int, upload_id: str | None = None, number: int = 0
-    ) -> str:
-        part: DictType = {} if upload_id is None else {"partNumber": str(number), "uploadId": upload_id}
+    def part_url(self, key: str, upload_id: str, number: int, size: int, *, expires_s: int) -> str:
         return self._signer.get_presigned_url(
             "PUT",
             self._bucket,
             check_key(key),
             expires=timedelta(seconds=expires_s),
             request_date=self._clock(),
-            extra_query_params=part or None,
+            extra_query_params={"partNumber": str(number), "uploadId": upload_id},
         )
 
     @contextmanager

@@ -1,6 +1,6 @@
 """The folder store's own signatures: upload orders in headers, read URLs in the query.
 
-The same rules as S3's: an order binds method, place, digest, size and expiry; an upload URL binds all of
+The same rules as S3's: an order binds method, place, digest, size and expiry; a part's URL binds all of
 these but the digest; a read URL binds place, file name and expiry. HMAC-SHA256 under a secret that only the
 hub and its blob server hold, compared in constant time.
 """
@@ -56,30 +56,28 @@ class OrderSigner:
             )
         return sha256, int(size)
 
-    def upload_query(
-        self, key: str, size: int, expires: int, upload_id: str | None = None, number: int = 0
-    ) -> str:
-        """Query string that lets its bearer PUT ``size`` bytes of any content at ``key`` until ``expires``.
+    def part_query(self, key: str, upload_id: str, number: int, size: int, expires: int) -> str:
+        """Query string that lets its bearer PUT any ``size`` bytes as a part of an upload until ``expires``.
 
-        With an upload's id, as its part ``number``. For clients that can send no headers: what they sent is
-        nobody's word until it has been read and hashed.
+        For clients that can send no headers: what they sent is nobody's word until it has been hashed.
         """
-        part = [] if upload_id is None else [("partNumber", str(number)), ("uploadId", upload_id)]
-        fields = [("expires", str(expires)), *part, ("size", str(size))]
+        fields = [("expires", str(expires)), ("partNumber", str(number)), ("size", str(size))]
+        fields.append(("uploadId", upload_id))
         words = [value for _name, value in fields]
-        return urlencode([*fields, ("signature", self._sign("fedhub-upload-v1", key, *words))])
+        return urlencode([*fields, ("signature", self._sign("fedhub-part-v1", key, *words))])
 
-    def check_upload(self, key: str, query: str, now: int) -> tuple[int, str | None, int]:
-        """Size, upload's id (None: a whole object) and part number that this query allows at ``key``.
+    def check_part(self, key: str, query: str, now: int) -> tuple[str, int, int]:
+        """Upload's id, part number and size that this query allows at ``key``.
 
         Raises:
-            Refused: (403) it is not one of ``upload_query``, or it has expired.
+            Refused: (403) it is not one of ``part_query``, or it has expired.
         """
         try:
             fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=5))
-            size, expires = int(fields.get("size", "")), int(fields.get("expires", ""))
-            upload_id, number = fields.get("uploadId"), int(fields.get("partNumber", "0"))
-            expected = self.upload_query(key, size, expires, upload_id, number)
+            numbers = [int(fields.get(name, "")) for name in ("partNumber", "size", "expires")]
+            number, size, expires = numbers
+            upload_id = fields.get("uploadId", "")
+            expected = self.part_query(key, upload_id, number, size, expires)
         except ValueError:
             expected = ""
         if not expected or not hmac.compare_digest(expected, _ascii(query)):
@@ -88,7 +86,7 @@ class OrderSigner:
             raise Refused("E_URL_EXPIRED", f"the URL for {key} has expired", "ask for a fresh one")
         if size > MAX_BODY_BYTES:
             raise Refused("E_URL_SIGNATURE", f"the URL for {key} names more than 5 GiB")
-        return size, upload_id, number
+        return upload_id, number, size
 
     def read_query(self, key: str, expires: int, filename: str | None) -> str:
         """Query string that lets its bearer read ``key`` until ``expires`` (Unix seconds)."""
