@@ -18,24 +18,26 @@ _FILES = re.compile(
     rf"log/(checkpoints/[0-9]{{1,16}}|tile/([0-9]{{1,2}}|entries)/{_NUMBER}(\.p/[0-9]{{1,3}})?)"
     r"|keyrings/[a-z0-9.-]{1,253}/[0-9]{1,6}\.root\.json"
 )
-READ = ["GET", "HEAD"]
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
-@router.api_route("/log/checkpoint", methods=READ, response_class=Response)
+@router.head("/log/checkpoint", include_in_schema=False)
+@router.get("/log/checkpoint", response_class=Response)
 def checkpoint(hub: HubHere) -> Response:
     """The newest signed head of the log."""
     return _file(hub, "log/checkpoint", "text/plain; charset=utf-8", "no-cache")
 
 
-@router.api_route("/log/{path:path}", methods=READ, response_class=Response)
+@router.head("/log/{path:path}", include_in_schema=False)
+@router.get("/log/{path:path}", response_class=Response)
 def log_file(hub: HubHere, path: str) -> Response:
     """A tile, an entry bundle or an older checkpoint."""
     kind = "text/plain; charset=utf-8" if path.startswith("checkpoints/") else "application/octet-stream"
     return _file(hub, f"log/{path}", kind, IMMUTABLE)
 
 
-@router.api_route("/keyrings/{path:path}", methods=READ, response_class=Response)
+@router.head("/keyrings/{path:path}", include_in_schema=False)
+@router.get("/keyrings/{path:path}", response_class=Response)
 def keyring_file(hub: HubHere, path: str) -> Response:
     """One version of an institution's key ring."""
     return _file(hub, f"keyrings/{path}", "application/json", IMMUTABLE)

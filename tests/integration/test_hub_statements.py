@@ -379,6 +379,8 @@ def test_the_log_is_read_by_anybody_as_files_that_never_change(hub: HubInProcess
             answer = http.get(f"/log/{path}")
             assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"], path
             assert answer.headers["x-content-type-options"] == "nosniff"
+            head_only = http.head(f"/log/{path}")
+            assert head_only.status_code == 200 and not head_only.content
         ring = http.get(f"/keyrings/{lab.institution}/1.root.json")
         assert sha256_hex(ring.content) == lab.ring.pin
 
