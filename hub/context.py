@@ -63,3 +63,8 @@ class Hub:
     fleet_ca: str  # PEM of the Fleet address's certificate authority
     nodes: NodeRegistry | None = None  # None: SuperLink is switched off
     inside: BlobStore | None = None  # the store as the coordinator reaches it; None: at its public address
+
+    @property
+    def coordinator_store(self) -> BlobStore:
+        """Signs orders and addresses for the coordinator, which stands beside the hub."""
+        return self.inside or self.store

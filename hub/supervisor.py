@@ -82,6 +82,7 @@ class Supervisor:
     ) -> None:
         self._hub, self._control, self._clock = hub, control, clock
         self._lease = Lease(hub, "supervisor", new_holder())
+        self._began = hub.ledger.now()  # before it, nobody could have been heard
         self._away_since: float | None = None
         self._waiting: dict[str, float] = {}  # plan -> since when its next attempt waits for sites
 
@@ -318,11 +319,12 @@ class Supervisor:
         """Why an attempt that Flower takes for alive is given up, or None."""
         settings, now = self._hub.settings, self._hub.ledger.now()
         if attempt.heard_at is None:
-            if now - attempt.started_at > settings.attempt_start_s:
+            if now - max(attempt.started_at, self._began) > settings.attempt_start_s:
                 return f"its coordinator asked for no work within {settings.attempt_start_s} s"
             return None
-        if attempt.beats and now - attempt.heard_at > settings.coordinator_silence_s:
-            return f"its coordinator was silent for {now - attempt.heard_at} s"
+        silent_s = now - max(attempt.heard_at, self._began)
+        if attempt.beats and silent_s > settings.coordinator_silence_s:
+            return f"its coordinator was silent for {silent_s} s"
         with self._hub.database.session_scope(write=False) as session:
             last = rounds.last_round(session, run.plan)
             number = 1 if last is None else last.round + 1

@@ -70,7 +70,7 @@ def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegi
     operator = operator_home(settings, keys, fleet_ca)
     ledger = Ledger(database, store, keys.log, operator.institution)
     ledger.check_start()
-    hub = Hub(settings, database, store, ledger, keys, operator, fleet_ca, nodes)
+    hub = Hub(settings, database, store, ledger, keys, operator, fleet_ca, nodes, inner_store_of(settings))
     roots = [version.raw for _number, version in sorted(operator.ring.versions.items())]
     with database.only_one("found"), database.session_scope() as session:
         members.found(hub, session, roots)
@@ -88,6 +88,14 @@ def store_of(settings: Settings, keys: HubKeys) -> BlobStore:
         access=None if access is None else access.get_secret_value(),
         secret=keys.blob_secret if secret is None else secret.get_secret_value(),
     )
+
+
+def inner_store_of(settings: Settings) -> BlobStore | None:
+    """An S3 store at the address by which the hub itself reaches it, where clients are given another."""
+    access, secret = settings.store_access_key, settings.store_secret_key
+    if settings.store_public_url is None or access is None or secret is None:
+        return None
+    return open_store(settings.store, None, access.get_secret_value(), secret.get_secret_value())
 
 
 def fleet_authority(settings: Settings) -> str:

@@ -54,13 +54,9 @@ def work(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Work:
         rounds=plan.rounds,
         min_participants=plan.min_participants,
         config=b64(plan.config.raw),
-        input=_input(hub, session, row, last),
+        input=runs.locate(hub, session, row.weights if last is None else last.aggregate, actor),
         sites=_sites(session, said),
     )
-
-
-def _input(hub: Hub, session: Session, row: PlanRow, last: RoundRow | None) -> wire.WeightsLocation:
-    return runs.locate(hub, session, row.weights if last is None else last.aggregate, Actor())
 
 
 def last_round(session: Session, plan_id: str) -> RoundRow | None:

@@ -298,6 +298,6 @@ def locate(hub: Hub, session: Session, sha256: str, actor: Actor) -> WeightsLoca
 def _location(
     hub: Hub, actor: Actor, sha256: str, size: int, key: str, parts: list[str] | None
 ) -> WeightsLocation:
-    store = hub.inside if actor.by == "coordinator" and hub.inside is not None else hub.store
+    store = hub.coordinator_store if actor.by == "coordinator" else hub.store
     url = store.signed_url(key, expires_s=hub.settings.weights_url_s)
     return WeightsLocation(sha256=sha256, size=size, url=url, parts=parts)

@@ -76,7 +76,10 @@ def clock() -> Clock:
 
 @pytest.fixture
 def supervisor(setting: Setting, clock: Clock) -> Supervisor:
-    return Supervisor(setting.alliance.hub, setting.alliance.control, clock=clock)
+    """A supervisor that has been at work for long."""
+    supervisor = Supervisor(setting.alliance.hub, setting.alliance.control, clock=clock)
+    supervisor._began = 0
+    return supervisor
 
 
 def started(setting: Setting, **changes: Any) -> Journey:
@@ -298,6 +301,11 @@ def test_coordinator_that_falls_silent_is_given_up(setting: Setting, supervisor:
     supervisor.look()
     assert attempts(journey)[0].state == "running"
     age(journey, heard_at=silence_s + 1)
+    supervisor.release()
+    just_started = Supervisor(setting.alliance.hub, setting.alliance.control)
+    just_started.look()
+    assert attempts(journey)[0].state == "running"  # nobody could hear it while the hub was down
+    just_started.release()
     supervisor.look()
     assert "silent" in (attempts(journey)[0].detail or "")
 
