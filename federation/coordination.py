@@ -8,6 +8,7 @@ No Flower here: ``Exchange`` carries texts to nodes and back (``federation.flowe
 
 import base64
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,13 @@ from federation.plan import read_config
 from federation.round_desk import RoundDesk, Stopped, Weights
 from federation.strategies import make_strategy
 from federation.wire import EventReport, RunEnd, WeightsLocation, WorkSite
-from storage.errors import Refused, Unchecked
+from storage.errors import FedhubError, Refused, Unchecked
 
 if TYPE_CHECKING:
     from federation.client import HubClient
 
 FETCHERS = 4
+ALIVE_S = 3.0  # how often the hub hears that the coordinator lives
 
 
 class Coordinator:
@@ -71,6 +73,8 @@ class Coordinator:
             )
         config = read_config(base64.b64decode(work.config))
         strategy = make_strategy(config.strategy, config.strategy_parameters)
+        over = threading.Event()
+        threading.Thread(target=self._beat, args=(over,), name="alive", daemon=True).start()
         try:
             weights = Weights(self, work.input)
             for number in range(work.next_round, work.rounds + 1):
@@ -81,7 +85,16 @@ class Coordinator:
         except Stopped as stop:
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="stopped", reason=str(stop)))
         finally:
+            over.set()
             self.fetchers.shutdown(wait=False, cancel_futures=True)
+
+    def _beat(self, over: threading.Event) -> None:
+        """Let the hub hear that this attempt lives, however long it is busy with one thing."""
+        while not over.wait(ALIVE_S):
+            try:
+                self.tell("coordinator.alive", {})
+            except FedhubError:
+                pass  # the hub is away, or has given this attempt up: the work itself finds that out
 
     def tell(self, kind: str, data: Mapping[str, str | int | float | None]) -> None:
         """Report an event; texts are cut to what the hub takes."""

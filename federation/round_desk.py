@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from federation.coordination import Coordinator
 
 POLL_S = 0.05
-ALIVE_S = 10.0  # how often the hub hears that the coordinator lives
 LOOK_S = 1.0  # how often SuperLink is asked which nodes are connected, while a site does not answer
 AGAIN_S = 5.0  # pause before a site that could not is asked again
 GONE_S = 60.0  # how long a round that has its quorum waits for a site that is not connected
@@ -112,7 +111,6 @@ class RoundDesk:
         self._began = coordinator.clock()
         self._deadline = int(self._began) + config.round_deadline_s
         self._looked_at = time.monotonic()
-        self._alive_at = time.monotonic()
         self._names = _names(work.sites)
         self._sites: dict[str, SiteState] = {}
         self.state = self._open()
@@ -357,11 +355,8 @@ class RoundDesk:
             )
 
     def _look(self) -> None:
-        """From time to time: tell the hub that we live, find sites whose agents have gone or come back."""
+        """From time to time: find sites whose agents have gone or come back."""
         now = time.monotonic()
-        if now - self._alive_at >= ALIVE_S:
-            self._alive_at = now
-            self._run.tell("coordinator.alive", {})
         if now - self._looked_at < LOOK_S or self.state.phase != "open":
             return
         self._looked_at = now
