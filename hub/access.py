@@ -95,6 +95,8 @@ RULES: dict[str, Rule] = {
     "list assets": Rule(Who.MEMBER),
     "read model": Rule(Who.READER, hidden=True),
     "read dataset": Rule(Who.MEMBER),
+    "read repository": Rule(Who.READER, hidden=True),
+    "write repository": Rule(Who.OWNER, "write"),
     "push version": Rule(Who.OWNER, "write"),
     "tag version": Rule(Who.OWNER, "write"),
     "open model": Rule(Who.OWNER, "write", "targets"),

@@ -9,6 +9,9 @@ from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
 # Codes whose status is not that of their class.
 STATUS_OF_CODE: dict[str, int] = {
     "E_NOT_FOUND": 404,
+    "E_REPOSITORY": 404,
+    "E_REVISION": 404,
+    "E_ENTRY": 404,
     "E_DATABASE": 503,
     "E_STORE": 503,
     "E_CONTROL": 503,

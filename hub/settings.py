@@ -160,6 +160,22 @@ class Settings(BaseSettings):
         1 << 20, "Largest file that travels with a statement (Croissant, recipe, config).", "bytes", ge=1024
     )
     upload_limit: int = _setting(1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20)
+    plain_part_bytes: int = _setting(
+        32 << 20,
+        "Largest part in which stock Hugging Face clients send a file to the store.",
+        "bytes",
+        ge=5 << 20,
+        le=1 << 30,
+    )
+    commit_limit: int = _setting(
+        1 << 30,
+        "Most bytes of one commit request of a stock client, small files included.",
+        "bytes",
+        ge=1 << 20,
+    )
+    xorb_hours: int = _setting(
+        6, "How long chunks that a Xet client posted wait for the file that names them.", "hours", ge=1, le=72
+    )
     uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
     version_files: int = _setting(10_000, "Most files of one model version.", "files", ge=1, le=100_000)
     plan_participants: int = _setting(
@@ -193,6 +209,20 @@ class Settings(BaseSettings):
     )
     upload_hours: int = _setting(
         24, "How long an unfinished upload is kept after its last order.", "hours", ge=1, le=720
+    )
+    plain_upload_s: int = _setting(
+        6 * 3600,
+        "Life of the address to which a stock Hugging Face client sends a file.",
+        "seconds",
+        ge=300,
+        le=604_800,
+    )
+    slow_link_bytes: int = _setting(
+        1_000_000,
+        "Slowest link for which a stock client's download address is to last: it lives 5 minutes and as long"
+        " as the file takes at this rate. Each request to it is decided anew.",
+        "bytes per second",
+        ge=1000,
     )
     weights_url_s: int = _setting(
         3600,

@@ -410,7 +410,7 @@ class LeaseRow(SQLModel, table=True):
     until_ms: int = moment()  # milliseconds since 1970
 
 
-# --- repositories as stock clients see them: commits, branches, drafts ---------------------------------------
+# --- repositories as stock clients see them: commits, branches, drafts --------------------------------------
 
 
 class SharedDatasetRow(SQLModel, table=True):
@@ -452,7 +452,7 @@ class BranchRow(SQLModel, table=True):
 
 
 class DraftTagRow(SQLModel, table=True):
-    """A name for a commit that is no model version; made once, never moved. Versions of models have ``tag``."""
+    """A name for a commit that is no model version; made once, never moved. Versions have ``tag``."""
 
     __tablename__ = "draft_tag"
     kind: str = Field(primary_key=True, max_length=8)
@@ -471,7 +471,7 @@ class GitBlobRow(SQLModel, table=True):
 
 
 class PlainUploadRow(SQLModel, table=True):
-    """Bytes on their way from a client that can send no headers: nobody's word until the hub has hashed them."""
+    """Bytes of a client that can send no headers: nobody's word until the hub has hashed them."""
 
     __tablename__ = "plain_upload"
     __table_args__ = (Index(None, "uploader", "sha256"),)
@@ -480,7 +480,7 @@ class PlainUploadRow(SQLModel, table=True):
     sha256: str = digest()
     size: int = moment()
     key: str = Field(max_length=255)
-    multipart: str | None = Field(default=None, max_length=1024, nullable=True)
+    multipart: str = Field(max_length=1024)  # the store's name for the parts
     expires_at: int = moment(index=True)
 
 

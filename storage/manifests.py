@@ -147,6 +147,15 @@ def build_manifest(folder: Path, name: str, *, salt: str | None = None) -> Manif
     return _manifest(name, files, salt)
 
 
+def compose_manifest(name: str, files: Iterable[FileEntry]) -> Manifest:
+    """The manifest of files that are known by their digests already.
+
+    Raises:
+        Rejected: ``E_PATH`` for a name, or for no files at all; ``E_LIMIT`` for its size.
+    """
+    return _manifest(name, sorted(files, key=lambda entry: entry.name.split("/")), None)
+
+
 def _manifest(name: str, files: list[FileEntry], salt: str | None) -> Manifest:
     document: dict[str, Any] = {
         "files": [_entry_document(entry) for entry in files],

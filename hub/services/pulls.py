@@ -11,6 +11,7 @@ Read ``decide_pull``, ``pull``, ``locate``.
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlmodel import Session, col, delete, select
 
@@ -44,24 +45,43 @@ def decide_pull(
         Refused: the reason why no grant allows it (``E_GRANT_MISSING`` and the other errors of V11 and V13),
             or ``E_REVOKED``: its owner has withdrawn the version.
     """
-    if model.owner == institution:
+    use = Use(model.owner, model.visibility, model.name, version.version, version.asset_id)
+    return decide_use(hub, session, use, institution, duo)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A version that somebody wants to read: whose it is and who may see it."""
+
+    owner: str
+    visibility: str
+    name: str
+    version: int
+    asset_id: str
+
+
+def decide_use(
+    hub: Hub, session: Session, use: Use, institution: str | None, duo: Sequence[str] = ()
+) -> str | None:
+    """As ``decide_pull``, for a version of any kind; ``institution`` None: somebody unknown."""
+    if use.owner == institution:
         return None
     try:
         with hub.ledger.evidence(session) as evidence:
-            if model.visibility == "public":
-                valid_versions(evidence, version.asset_id)
+            if use.visibility == "public":
+                valid_versions(evidence, use.asset_id)
                 return None
             return check_pull(
                 evidence,
-                grantee=institution,
-                asset_id=version.asset_id,
-                name=model.name,
+                grantee=institution or "",
+                asset_id=use.asset_id,
+                name=use.name,
                 duo=list(duo),
                 now=hub.ledger.now(),
             )
     except Rejected as error:
         hint = error.hint or GATED_HINT.format(
-            owner=model.owner, name=model.name, version=version.version, institution=institution
+            owner=use.owner, name=use.name, version=use.version, institution=institution
         )
         raise Refused(error.code, error.message, hint) from error
 
@@ -156,6 +176,30 @@ def _log_receipt(hub: Hub, session: Session, asset_id: str, grant: str) -> str:
     members = {"action": "pull", "grant": grant}
     bundle = hub.operator.sign("receipt", [("manifest.json", asset_id)], members, now=hub.ledger.now())
     return statements.admit(session, hub.ledger, bundle).id
+
+
+def ensure_receipt(hub: Hub, institution: str, asset_id: str, grant: str) -> None:
+    """Log the receipt of a pull under a grant, unless this same use was noted moments ago.
+
+    For clients that ask for each file by itself: their questions of a few minutes are one pull.
+    """
+    with hub.database.session_scope(write=False) as session:
+        if _recent_receipt(hub, session, institution, asset_id, grant) is not None:
+            return
+    with hub.database.session_scope() as session:
+        if _recent_receipt(hub, session, institution, asset_id, grant) is not None:
+            return
+        session.add(
+            CapabilityRow(
+                capability_digest=sha256_hex(secrets.token_bytes(32)),
+                institution=institution,
+                asset_id=asset_id,
+                grant=grant,
+                receipt=_log_receipt(hub, session, asset_id, grant),
+                duo=[],
+                expires_at=hub.ledger.now() + hub.settings.capability_s,
+            )
+        )
 
 
 def locate(hub: Hub, session: Session, capability: str, sha256: str) -> str:

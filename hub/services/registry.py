@@ -11,7 +11,7 @@ Read ``publish``, ``show``, ``search``. Files go out through ``services.pulls``.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal, cast
 
@@ -23,6 +23,7 @@ from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
 from hub.services import formats, releases, statements
 from hub.services.pulls import may_pull
+from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version
 from hub.services.uploads import may_use
 from hub.tables import (
     AttachmentRow,
@@ -40,7 +41,6 @@ from storage.manifests import FileEntry, Manifest, check_oms, read_manifest
 from storage.signing import open_envelope
 from storage.statements import Statement, read_statement
 
-SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 Visibility = Literal["public", "gated", "private"]
 VISIBILITIES = ("public", "gated", "private")  # widest first
@@ -71,7 +71,7 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
         _check_tag(tag)
     with hub.database.session_scope(write=False) as session:
         blobs = _find_blobs(hub, session, actor, manifest)
-    looked_at = _check_formats(hub, manifest, blobs)
+    looked_at = check_formats(hub, manifest.files, blobs)
     # Before the rows: whoever reads them finds the manifest. Without rows nobody asks for it.
     hub.store.put(manifest_key(manifest.asset_id), manifest.raw)
     with hub.database.session_scope() as session:
@@ -176,10 +176,10 @@ def _missing(entries: Sequence[FileEntry]) -> Refused:
     )
 
 
-def _check_formats(hub: Hub, manifest: Manifest, blobs: dict[str, BlobRow]) -> dict[str, str]:
+def check_formats(hub: Hub, files: Iterable[FileEntry], blobs: Mapping[str, BlobRow]) -> dict[str, str]:
     """Look at the files that nobody looked at yet; returns what they are, by digest."""
     looked_at = {}
-    for entry in manifest.files:
+    for entry in files:
         blob = blobs[entry.sha256]
         is_named_so = entry.name.lower().endswith(".safetensors")
         if blob.content is not None and (blob.content == "safetensors" or not is_named_so):
@@ -204,10 +204,18 @@ def _add_version(hub: Hub, session: Session, owner: str, manifest: Manifest, ass
         created_at=now,
     )
     session.add(row)
-    known = select(VersionFileRow.name).where(VersionFileRow.asset_id == row.asset_id).limit(1)
-    if session.exec(known).first() is None:
-        session.add_all(_file_row(row.asset_id, entry) for entry in manifest.files)
+    add_files(session, manifest)
+    repo = Repo("model", manifest.name, owner, "gated", now)
+    record_version(session, repo, row.asset_id, row.statement, row.version, now)
     return row
+
+
+def add_files(session: Session, manifest: Manifest) -> None:
+    """Note the files of a manifest, once."""
+    known = select(VersionFileRow.name).where(VersionFileRow.asset_id == manifest.asset_id).limit(1)
+    if session.exec(known).first() is None:
+        session.add_all(_file_row(manifest.asset_id, entry) for entry in manifest.files)
+        session.flush()
 
 
 def _file_row(asset_id: str, entry: FileEntry) -> VersionFileRow:
@@ -243,6 +251,7 @@ def _check_tag(text: str) -> None:
 def _add_tag(hub: Hub, session: Session, row: VersionRow, text: str) -> None:
     known = session.get(TagRow, (row.name, text))
     if known is None:
+        check_tag_free(session, row.name, text, row.version)
         session.add(TagRow(name=row.name, tag=text, version=row.version, created_at=hub.ledger.now()))
     elif known.version != row.version:
         raise conflict(

@@ -198,15 +198,16 @@ def _owned(session: Session, actor: Actor, upload_id: str) -> UploadRow:
 def _answer(hub: Hub, row: UploadRow) -> Upload:
     if row.state != "open":
         return Upload(id=row.id, state="stored" if row.state == "stored" else "checking")
+    store = hub.coordinator_store if row.uploader == COORDINATOR_NAME else hub.store
     if row.parts is None or row.multipart is None:
-        order = hub.store.order(row.key, row.sha256, row.size)
+        order = store.order(row.key, row.sha256, row.size)
         return Upload(id=row.id, state="open", orders=[_wire_order(0, order)])
     done = sorted(hub.store.stored_parts(row.key, row.multipart))
     orders = []
     for number, sha256 in enumerate(row.parts, start=1):
         if number not in done:
             length = min(PART_BYTES, row.size - (number - 1) * PART_BYTES)
-            order = hub.store.part_order(row.key, row.multipart, number, sha256, length)
+            order = store.part_order(row.key, row.multipart, number, sha256, length)
             orders.append(_wire_order(number, order))
     return Upload(id=row.id, state="open", orders=orders, done_parts=done)
 
@@ -280,7 +281,7 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
             raise not_found("upload", upload_id)
         if row.state == "stored":
             return row
-        blob = session.get(BlobRow, row.sha256) or _add_blob(session, row, checked_by, hub.ledger.now())
+        blob = session.get(BlobRow, row.sha256) or add_blob(session, row, checked_by, hub.ledger.now())
         row.state = "stored"
         spare = row.key if blob.key != row.key else None
     if spare is not None:
@@ -290,7 +291,8 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
     return row
 
 
-def _add_blob(session: Session, row: UploadRow, checked_by: str, now: int) -> BlobRow:
+def add_blob(session: Session, row: UploadRow, checked_by: str, now: int) -> BlobRow:
+    """The blob of checked bytes: this upload's, or the one that is there already."""
     blob = BlobRow(
         sha256=row.sha256, size=row.size, key=row.key, parts=row.parts, checked_by=checked_by, created_at=now
     )

@@ -11,7 +11,6 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -50,7 +49,7 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
-        sa.Column("multipart", sa.String(length=1024), nullable=True),
+        sa.Column("multipart", sa.String(length=1024), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_plain_upload")),
     )

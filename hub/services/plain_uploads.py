@@ -1,0 +1,301 @@
+"""Bytes of clients that can send no headers, so that no store checks them: kept apart until the hub has.
+
+A stock client gets signed URLs of the parts of an upload of its own; a file in one piece is one part, because
+the URL of a part is dead once the object is joined, while that of an object could overwrite what was checked.
+When the client says that all is there, the hub joins the parts and reads them once, and only if digest and
+size are the announced ones do the bytes become a blob, and the uploader's to use. Bytes that the hub itself
+holds (a small file, a file rebuilt from chunks) go in by ``keep`` too.
+
+An upload's id is 128 random bits and all that its completion needs: stock clients send no token then.
+
+Read ``batch``, ``complete``, ``keep``.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, func, select
+
+from hub.access import Actor
+from hub.context import Hub
+from hub.errors import not_found
+from hub.services.uploads import add_blob, may_use, uploader_of
+from hub.tables import BlobRow, PlainUploadRow, UploadRow
+from storage.encoding import is_digest
+from storage.errors import Refused, Rejected, Unchecked, shown
+from storage.manifests import PART_BYTES
+
+LARGEST_BYTES = 50_000_000_000  # stock clients refuse to download more by plain HTTP
+PARTS_MOST = 10_000  # of one S3 upload
+BATCH_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file that a client announces."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a client puts an announced file; no URLs: it need not."""
+
+    sha256: str
+    size: int
+    id: str = ""
+    part_bytes: int = 0
+    parts: tuple[str, ...] = ()  # one URL per part
+    refused: str = ""  # why it is not taken
+
+
+# --- announcing -------------------------------------------------------------------------------------------
+
+
+def batch(hub: Hub, actor: Actor, wanted: Sequence[Wanted], *, in_parts: bool) -> list[Place]:
+    """A place for each file, or none where the caller may use the same bytes already.
+
+    Args:
+        in_parts: the client can send parts.
+    Raises:
+        Refused: ``E_LIMIT``; too many files at once, or too many unfinished uploads.
+    """
+    if len(wanted) > BATCH_MOST:
+        raise Refused("E_LIMIT", f"at most {BATCH_MOST} files at once, found {len(wanted)}", status=413)
+    with hub.database.session_scope(write=False) as session:
+        usable = usable_blobs(hub, session, actor, [one.sha256 for one in wanted if is_digest(one.sha256)])
+    return [_place(hub, actor, one, usable, in_parts=in_parts) for one in wanted]
+
+
+def usable_blobs(hub: Hub, session: Session, actor: Actor, digests: Sequence[str]) -> dict[str, int]:
+    """Digest -> size of the blobs that the actor uploaded or may read."""
+    usable = may_use(hub, session, actor, digests)
+    return {row.sha256: row.size for digest in usable if (row := session.get(BlobRow, digest)) is not None}
+
+
+def _place(hub: Hub, actor: Actor, one: Wanted, usable: dict[str, int], *, in_parts: bool) -> Place:
+    limit = min(hub.settings.upload_limit, LARGEST_BYTES)
+    if not is_digest(one.sha256) or one.size < 0:
+        return Place(one.sha256, one.size, refused=f"{shown(one.sha256)} is no SHA-256 with a size")
+    if one.size > limit:
+        rule = f"{one.size} bytes are too many for one file, at most {limit}: save it as shards of 5 GB"
+        return Place(one.sha256, one.size, refused=rule)
+    if usable.get(one.sha256) == one.size:
+        return Place(one.sha256, one.size)
+    if one.size == 0:
+        return Place(*keep_small(hub, actor, b""))
+    part_bytes = max(hub.settings.plain_part_bytes, -(-one.size // PARTS_MOST)) if in_parts else one.size
+    row = _open_row(hub, actor, one)
+    urls = [
+        hub.store.part_url(
+            row.key,
+            row.multipart,
+            number,
+            min(part_bytes, one.size - (number - 1) * part_bytes),
+            expires_s=hub.settings.plain_upload_s,
+        )
+        for number in range(1, -(-one.size // part_bytes) + 1)
+    ]
+    return Place(one.sha256, one.size, row.id, part_bytes, tuple(urls))
+
+
+def _open_row(hub: Hub, actor: Actor, one: Wanted) -> PlainUploadRow:
+    """The caller's unfinished upload of these bytes, or a new one; each use moves its end on."""
+    uploader = uploader_of(actor)
+    expires = hub.ledger.now() + hub.settings.upload_hours * 3600
+    with hub.database.session_scope() as session:
+        same = select(PlainUploadRow).where(
+            PlainUploadRow.uploader == uploader, PlainUploadRow.sha256 == one.sha256
+        )
+        for row in session.exec(same.with_for_update()):
+            if row.size == one.size:
+                row.expires_at = expires
+                session.add(row)
+                return row
+        waiting = select(func.count()).where(PlainUploadRow.uploader == uploader)
+        if session.exec(waiting).one() >= hub.settings.uploads_open:
+            raise Refused(
+                "E_LIMIT",
+                f"{uploader} has {hub.settings.uploads_open} unfinished uploads, no more are opened",
+                f"Finish them, or wait: they expire after {hub.settings.upload_hours} hours.",
+                status=429,
+            )
+    upload_id = secrets.token_hex(16)
+    key = blob_key(one.sha256, upload_id)
+    row = PlainUploadRow(
+        id=upload_id,
+        uploader=uploader,
+        sha256=one.sha256,
+        size=one.size,
+        key=key,
+        multipart=hub.store.begin_parts(key),
+        expires_at=expires,
+    )
+    with hub.database.session_scope() as session:
+        session.add(row)
+    return row
+
+
+def blob_key(sha256: str, upload_id: str) -> str:
+    """Where the bytes of an upload lie."""
+    return f"blobs/sha256/{sha256[:2]}/{sha256}.{upload_id}"
+
+
+# --- completing -------------------------------------------------------------------------------------------
+
+
+def complete(hub: Hub, upload_id: str) -> None:
+    """Read and hash what lies at an upload's place, once, and make it a blob; a repeat changes nothing.
+
+    Raises:
+        Unchecked: ``E_NOT_FOUND``; no such upload, or it expired.
+        Refused: ``E_INCOMPLETE`` (409); bytes are missing.
+        Rejected: ``E_DIGEST``; the bytes are not the announced ones, and were dropped.
+    """
+    with hub.database.session_scope(write=False) as session:
+        row = session.get(PlainUploadRow, upload_id)
+        done = session.get(UploadRow, upload_id)
+    if row is None:
+        if done is None or done.state != "stored":
+            raise not_found("upload", "of this address", "It may have expired: send the file again.")
+        return
+    _join(hub, row)
+    found, size, parts = hash_object(hub, row.key)
+    if (found, size) != (row.sha256, row.size):
+        _drop(hub, row)
+        raise Rejected(
+            "E_DIGEST",
+            f"announced were {row.size} bytes of {row.sha256}, the store holds {size} of {found}",
+            "The file changed while it was sent, or the transfer failed: send it again.",
+        )
+    keep(hub, row.uploader, row.sha256, row.size, parts, row.key, upload_id=row.id)
+
+
+def _join(hub: Hub, row: PlainUploadRow) -> None:
+    """Make the parts one object; it may have been done by a request that was cut."""
+    try:
+        etags = hub.store.stored_parts(row.key, row.multipart)
+    except Unchecked as error:
+        if error.code != "E_NO_UPLOAD" or hub.store.size(row.key) is None:
+            raise
+        return
+    if not etags:
+        raise Refused("E_INCOMPLETE", f"file {row.sha256}: the store holds no bytes of it", status=409)
+    hub.store.complete_parts(row.key, row.multipart, etags)
+
+
+def hash_object(hub: Hub, key: str) -> tuple[str, int, list[str] | None]:
+    """Digest, size and digests of the 32 MiB parts (None up to one part) of an object, in one read."""
+    hasher = PartHasher()
+    for chunk in hub.store.stream(key):
+        hasher.update(chunk)
+    return hasher.result()
+
+
+class PartHasher:
+    """The digest of a whole and of its 32 MiB parts, fed in pieces of any length."""
+
+    def __init__(self) -> None:
+        self._whole, self._part = hashlib.sha256(), hashlib.sha256()
+        self._parts: list[str] = []
+        self.size = 0
+
+    def update(self, data: bytes) -> None:
+        """The next bytes."""
+        self._whole.update(data)
+        view = memoryview(data)
+        while view:
+            piece = view[: PART_BYTES - self.size % PART_BYTES]
+            self._part.update(piece)
+            self.size += len(piece)
+            view = view[len(piece) :]
+            if self.size % PART_BYTES == 0:
+                self._parts.append(self._part.hexdigest())
+                self._part = hashlib.sha256()
+
+    def result(self) -> tuple[str, int, list[str] | None]:
+        """Digest, size, parts."""
+        parts = list(self._parts)
+        if self.size % PART_BYTES:
+            parts.append(self._part.hexdigest())
+        return self._whole.hexdigest(), self.size, parts if self.size > PART_BYTES else None
+
+
+def keep(
+    hub: Hub,
+    uploader: str,
+    sha256: str,
+    size: int,
+    parts: list[str] | None,
+    key: str,
+    *,
+    upload_id: str | None = None,
+) -> None:
+    """Make bytes that the hub has hashed a blob, and the uploader's to use; a second copy is dropped."""
+    upload_id = upload_id or secrets.token_hex(16)
+    now = hub.ledger.now()
+    with hub.database.session_scope() as session:
+        plain = session.get(PlainUploadRow, upload_id)
+        if plain is not None:
+            session.delete(plain)
+        row = session.get(UploadRow, upload_id)
+        if row is None:
+            row = UploadRow(
+                id=upload_id,
+                uploader=uploader,
+                sha256=sha256,
+                size=size,
+                parts=parts,
+                key=key,
+                etags={},
+                state="stored",
+                created_at=now,
+                expires_at=now,
+            )
+            session.add(row)
+        blob = session.get(BlobRow, sha256) or add_blob(session, row, "hub", now)
+        spare = blob.key != key
+    if spare:
+        hub.store.delete(key)
+
+
+def keep_small(hub: Hub, actor: Actor, data: bytes) -> tuple[str, int]:
+    """Make bytes at hand a blob of the actor's; returns digest and size."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    with hub.database.session_scope(write=False) as session:
+        if usable_blobs(hub, session, actor, [sha256]).get(sha256) == len(data):
+            return sha256, len(data)
+        there = session.get(BlobRow, sha256)
+    upload_id = secrets.token_hex(16)
+    key = blob_key(sha256, upload_id) if there is None else there.key
+    if there is None:
+        hub.store.put(key, data)
+    keep(hub, uploader_of(actor), sha256, len(data), None, key, upload_id=upload_id)
+    return sha256, len(data)
+
+
+# --- tidying ----------------------------------------------------------------------------------------------
+
+
+def expire(hub: Hub) -> int:
+    """Drop plain uploads that nobody finished; returns how many."""
+    with hub.database.session_scope(write=False) as session:
+        rows = session.exec(
+            select(PlainUploadRow).where(col(PlainUploadRow.expires_at) <= hub.ledger.now())
+        ).all()
+    for row in rows:
+        _drop(hub, row)
+    return len(rows)
+
+
+def _drop(hub: Hub, row: PlainUploadRow) -> None:
+    with hub.database.session_scope() as session:
+        stale = session.get(PlainUploadRow, row.id, with_for_update=True)
+        if stale is None:
+            return  # it was finished meanwhile: the object is a blob's
+        session.delete(stale)
+    hub.store.abort_parts(row.key, row.multipart)
+    hub.store.delete(row.key)

@@ -1,0 +1,464 @@
+"""Repositories as stock clients see them: commits, branches, tags, and who may see which.
+
+One model is one repository. A commit is a *draft* until its institution signs it; signing adds a commit with
+the same files, the *version*. Commit ids are 40 hex digits, since stock clients ask for just that, and stand
+for parent, files and signature together: a revert is another commit, and signing never changes what an id
+shows.
+
+Branches move, tags and versions do not. Who is not of the owner's institution sees each branch at its newest
+version: drafts are for their own institution alone. ``v3`` names version 3 unless a tag has that name.
+
+Read ``find``, ``resolve``, ``readable``, ``record_version``.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from sqlmodel import Session, col, func, select
+
+from hub.access import Actor, Thing, decide, may
+from hub.context import Hub
+from hub.errors import bad_field, conflict
+from hub.services.pulls import Use, decide_use
+from hub.tables import BranchRow, DraftTagRow, ModelRow, RevisionRow, SharedDatasetRow, TagRow
+from storage.encoding import canonical, sha256_hex
+from storage.errors import Refused, Unchecked, shown
+
+Kind = Literal["model", "dataset"]
+MAIN = "main"
+SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+_REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
+_HEX = re.compile(r"[0-9a-f]{7,40}")
+_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+_COMMIT_ID = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A model, or a data set whose files lie in the hub."""
+
+    kind: Kind
+    name: str  # institution/path
+    owner: str
+    visibility: str
+    created_at: int
+
+    @property
+    def path(self) -> str:
+        """Its place below the hub's address."""
+        return self.name if self.kind == "model" else f"datasets/{self.name}"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A branch or tag and the commit that it names."""
+
+    name: str
+    revision: str
+
+
+# --- repositories ---------------------------------------------------------------------------------------
+
+
+def repo_not_found(name: str) -> Unchecked:
+    """No such repository, or none that the caller may know of."""
+    return Unchecked("E_REPOSITORY", f"repository {shown(name)}: not found", "Is the name right?")
+
+
+def no_revision(repo: Repo, text: str) -> Unchecked:
+    """The repository has no such branch, tag, version or commit."""
+    return Unchecked(
+        "E_REVISION", f"{repo.name} has no revision {shown(text)}", "Its refs tell which it has."
+    )
+
+
+def load(session: Session, kind: Kind, name: str) -> Repo | None:
+    """The repository of this kind and name."""
+    row = session.get(ModelRow, name) if kind == "model" else session.get(SharedDatasetRow, name)
+    return None if row is None else _repo(kind, row)
+
+
+def _repo(kind: Kind, row: ModelRow | SharedDatasetRow) -> Repo:
+    return Repo(kind, row.name, row.owner, row.visibility, row.created_at)
+
+
+def find(hub: Hub, session: Session, actor: Actor, kind: Kind, name: str) -> Repo:
+    """A repository that the actor may know of.
+
+    Raises:
+        Unchecked: ``E_REPOSITORY``; not here, or private to others.
+        Refused: ``E_SCOPE``; the token may not read.
+    """
+    repo = load(session, kind, name)
+    if repo is None:
+        raise repo_not_found(name)
+    try:
+        decide(actor, "read repository", _thing(hub, session, actor, repo))
+    except Unchecked:
+        raise repo_not_found(name) from None
+    except Refused as error:
+        if error.code != "E_LOGIN":
+            raise
+        raise repo_not_found(name) from error
+    return repo
+
+
+def check_writer(actor: Actor, repo: Repo) -> None:
+    """Only the owner's institution writes, by a credential that may.
+
+    Raises:
+        Refused: ``E_LOGIN``, ``E_ACCESS``, ``E_SCOPE``.
+    """
+    decide(actor, "write repository", Thing(f"{repo.kind} {repo.name}", repo.owner))
+
+
+def page(
+    hub: Hub,
+    session: Session,
+    actor: Actor,
+    kind: Kind,
+    *,
+    author: str | None,
+    text: str | None,
+    cursor: str | None,
+    limit: int,
+) -> tuple[list[Repo], str | None]:
+    """Repositories that the actor may see, by name, with the cursor of the next page."""
+    table = ModelRow if kind == "model" else SharedDatasetRow
+    query = select(table).order_by(col(table.name))
+    if cursor is not None:
+        query = query.where(col(table.name) > cursor)
+    if author:
+        query = query.where(table.owner == author)
+    if text:
+        query = query.where(func.lower(table.name).contains(text.lower(), autoescape=True))
+    found: list[Repo] = []
+    for row in session.exec(query):
+        if len(found) == limit:
+            return found, found[-1].name
+        repo = _repo(kind, cast(ModelRow | SharedDatasetRow, row))
+        if may(actor, "read repository", _thing(hub, session, actor, repo)):
+            found.append(repo)
+    return found, None
+
+
+def _thing(hub: Hub, session: Session, actor: Actor, repo: Repo) -> Thing:
+    parties = frozenset[str]()
+    if repo.visibility == "private" and actor.institution not in (None, repo.owner):
+        versions = session.exec(
+            select(RevisionRow).where(
+                RevisionRow.kind == repo.kind,
+                RevisionRow.name == repo.name,
+                col(RevisionRow.version).is_not(None),
+            )
+        )
+        if any(_may_use(hub, session, actor, repo, row) for row in versions):
+            parties = frozenset({str(actor.institution)})
+    members, public = repo.visibility == "gated", repo.visibility == "public"
+    return Thing(f"{repo.kind} {repo.name}", repo.owner, parties, members=members, public=public)
+
+
+def _may_use(hub: Hub, session: Session, actor: Actor, repo: Repo, row: RevisionRow) -> bool:
+    try:
+        readable(hub, session, actor, repo, row)
+    except Refused:
+        return False
+    return True
+
+
+# --- commits ----------------------------------------------------------------------------------------------
+
+
+def commit_id(repo_kind: Kind, name: str, parent: str | None, manifest: str | None, asset: str | None) -> str:
+    """The id of a commit: 40 hex digits over repository, parent, manifest and asset statement.
+
+    >>> commit_id("model", "owner.example/m", None, None, None)
+    '5e79f68aa47eff056c1cc9488ee0055e0f9fec2d'
+    """
+    said = {"repo": f"{repo_kind}s/{name}", "parent": parent, "manifest": manifest, "asset": asset}
+    return sha256_hex(canonical({key: value for key, value in said.items() if value is not None}))[:40]
+
+
+def add_first(session: Session, repo: Repo) -> None:
+    """Give a new repository its empty first commit and its branch main."""
+    first = RevisionRow(
+        kind=repo.kind,
+        name=repo.name,
+        id=commit_id(repo.kind, repo.name, None, None, None),
+        title="initial commit",
+        author=repo.owner,
+        created_at=repo.created_at,
+    )
+    session.add(first)
+    session.add(BranchRow(kind=repo.kind, name=repo.name, branch=MAIN, revision=first.id))
+    session.flush()
+
+
+def add_commit(session: Session, repo: Repo, branch: BranchRow, made: RevisionRow) -> RevisionRow:
+    """Put a commit on a locked branch; one that is there already (same parent, same files) is that one."""
+    known = session.get(RevisionRow, (repo.kind, repo.name, made.id))
+    if known is None:
+        session.add(made)
+    branch.revision = made.id
+    session.add(branch)
+    session.flush()
+    return known or made
+
+
+def record_version(
+    session: Session, repo: Repo, asset_id: str, statement: str, version: int, now: int
+) -> None:
+    """Commit a signed version: after each draft with these files that ends a branch, else at main's end."""
+    if session.get(BranchRow, (repo.kind, repo.name, MAIN)) is None:
+        add_first(session, repo)
+    branches = session.exec(
+        select(BranchRow)
+        .where(BranchRow.kind == repo.kind, BranchRow.name == repo.name)
+        .order_by(col(BranchRow.branch))
+        .with_for_update()
+    ).all()
+    heads = {branch.branch: head(session, repo, branch) for branch in branches}
+    drafts = [
+        b for b in branches if heads[b.branch].asset_id == asset_id and heads[b.branch].statement is None
+    ]
+    for branch in drafts or [b for b in branches if b.branch == MAIN]:
+        parent = heads[branch.branch].id
+        made = RevisionRow(
+            kind=repo.kind,
+            name=repo.name,
+            id=commit_id(repo.kind, repo.name, parent, asset_id, statement),
+            parent=parent,
+            asset_id=asset_id,
+            statement=statement,
+            version=version,
+            title=f"Version {version}",
+            author=repo.owner,
+            created_at=now,
+        )
+        add_commit(session, repo, branch, made)
+
+
+def head(session: Session, repo: Repo, branch: BranchRow) -> RevisionRow:
+    """The commit that a branch names."""
+    return session.get_one(RevisionRow, (repo.kind, repo.name, branch.revision))
+
+
+def branch_row(session: Session, repo: Repo, text: str, *, lock: bool = False) -> BranchRow:
+    """A branch by its name."""
+    name = text.removeprefix("refs/heads/")
+    row = session.get(BranchRow, (repo.kind, repo.name, name), with_for_update=lock or None)
+    if row is None:
+        raise no_revision(repo, text)
+    return row
+
+
+def history(session: Session, repo: Repo, start: RevisionRow) -> Iterator[RevisionRow]:
+    """A commit and those before it, newest first."""
+    row: RevisionRow | None = start
+    while row is not None:
+        yield row
+        row = None if row.parent is None else session.get(RevisionRow, (repo.kind, repo.name, row.parent))
+
+
+# --- resolving ----------------------------------------------------------------------------------------------
+
+
+def is_own(actor: Actor, repo: Repo) -> bool:
+    """Whether drafts of this repository are the actor's to see."""
+    return actor.institution == repo.owner
+
+
+def resolve(session: Session, actor: Actor, repo: Repo, text: str) -> RevisionRow:
+    """The commit that a branch, tag, version number or commit id names for this actor.
+
+    Raises:
+        Unchecked: ``E_REVISION``.
+    """
+    if text.startswith("refs/heads/"):
+        row = _by_branch(session, actor, repo, text.removeprefix("refs/heads/"))
+    elif text.startswith("refs/tags/"):
+        name = text.removeprefix("refs/tags/")
+        row = _by_tag(session, repo, name) or _by_number(session, repo, name)
+    else:
+        row = _by_branch(session, actor, repo, text) or _by_tag(session, repo, text)
+        row = row or _by_number(session, repo, text) or _by_id(session, repo, text)
+    if row is None:
+        raise no_revision(repo, text)
+    return row
+
+
+def _by_branch(session: Session, actor: Actor, repo: Repo, name: str) -> RevisionRow | None:
+    branch = session.get(BranchRow, (repo.kind, repo.name, name))
+    if branch is None:
+        return None
+    newest = head(session, repo, branch)
+    if is_own(actor, repo):
+        return newest
+    for row in history(session, repo, newest):
+        if row.statement is not None:
+            return row
+    return newest
+
+
+def _by_tag(session: Session, repo: Repo, name: str) -> RevisionRow | None:
+    draft = session.get(DraftTagRow, (repo.kind, repo.name, name))
+    if draft is not None:
+        return session.get(RevisionRow, (repo.kind, repo.name, draft.revision))
+    if repo.kind == "model":
+        tag = session.get(TagRow, (repo.name, name))
+        return None if tag is None else by_version(session, repo, tag.version)
+    return None
+
+
+def _by_number(session: Session, repo: Repo, name: str) -> RevisionRow | None:
+    match = _VERSION.fullmatch(name)
+    return by_version(session, repo, int(match[1])) if match else None
+
+
+def by_version(session: Session, repo: Repo, version: int) -> RevisionRow | None:
+    """The first commit of a version."""
+    query = select(RevisionRow).where(
+        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, RevisionRow.version == version
+    )
+    return session.exec(query.order_by(col(RevisionRow.created_at), col(RevisionRow.id))).first()
+
+
+def _by_id(session: Session, repo: Repo, text: str) -> RevisionRow | None:
+    if _COMMIT_ID.fullmatch(text):
+        return session.get(RevisionRow, (repo.kind, repo.name, text))
+    if not _HEX.fullmatch(text):
+        return None
+    query = select(RevisionRow).where(
+        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.id).startswith(text)
+    )
+    rows = session.exec(query.limit(2)).all()
+    return rows[0] if len(rows) == 1 else None
+
+
+def readable(hub: Hub, session: Session, actor: Actor, repo: Repo, row: RevisionRow) -> str | None:
+    """Say yes to the files of a commit by returning the grant used (None: none is needed), no by raising.
+
+    Raises:
+        Refused: ``E_GATED``; a draft of others, or no grant allows it, with the reason.
+    """
+    if is_own(actor, repo) or (row.asset_id is None and row.statement is None):
+        return None
+    if row.statement is None or row.asset_id is None or row.version is None:
+        raise Refused(
+            "E_GATED",
+            f"{repo.name} at {row.id[:12]} is a draft: only {repo.owner} may read it before it is signed",
+            f"Ask {repo.owner} for a version.",
+        )
+    use = Use(repo.owner, repo.visibility, repo.name, row.version, row.asset_id)
+    try:
+        return decide_use(hub, session, use, actor.institution)
+    except Refused as error:
+        raise Refused("E_GATED", f"{error.message} ({error.code})", error.hint) from error
+
+
+# --- branches and tags --------------------------------------------------------------------------------------
+
+
+def branches(session: Session, actor: Actor, repo: Repo) -> list[Ref]:
+    """All branches, main first, each at the commit that it names for this actor."""
+    rows = session.exec(
+        select(BranchRow).where(BranchRow.kind == repo.kind, BranchRow.name == repo.name)
+    ).all()
+    ordered = sorted(rows, key=lambda row: (row.branch != MAIN, row.branch))
+    return [Ref(row.branch, resolve(session, actor, repo, f"refs/heads/{row.branch}").id) for row in ordered]
+
+
+def tags(session: Session, actor: Actor, repo: Repo) -> list[Ref]:
+    """Tags of versions, the versions' own numbers, and for the owner tags of drafts."""
+    rows = session.exec(
+        select(RevisionRow).where(
+            RevisionRow.kind == repo.kind,
+            RevisionRow.name == repo.name,
+            col(RevisionRow.version).is_not(None),
+        )
+    )
+    commits: dict[int, str] = {}
+    for row in sorted(rows, key=lambda each: (each.created_at, each.id)):
+        commits.setdefault(cast(int, row.version), row.id)
+    found = {f"v{version}": commit for version, commit in commits.items()}
+    if repo.kind == "model":
+        for tag in session.exec(select(TagRow).where(TagRow.name == repo.name)):
+            if tag.version in commits:
+                found[tag.tag] = commits[tag.version]
+    drafts = select(DraftTagRow).where(DraftTagRow.kind == repo.kind, DraftTagRow.name == repo.name)
+    signed = set(commits.values())
+    for draft in session.exec(drafts):
+        if is_own(actor, repo) or draft.revision in signed:
+            found[draft.tag] = draft.revision
+    return [Ref(name, commit) for name, commit in sorted(found.items())]
+
+
+def check_new_ref(session: Session, repo: Repo, text: str) -> None:
+    """Refuse a name that is taken, or that could be mistaken for another kind of revision.
+
+    Raises:
+        Refused: ``E_FIELD``, or ``E_REF`` (409) for a name that is there.
+    """
+    pure = _HEX.fullmatch(text) is not None or text.isdigit() or len(text) == 64
+    if not _REF.fullmatch(text) or "//" in text or ".." in text or text.startswith("refs/") or pure:
+        raise bad_field("name", "letters, digits and ._-/ inside; not a number and not like a commit's id")
+    version = _by_number(session, repo, text)
+    taken = session.get(BranchRow, (repo.kind, repo.name, text)) or _by_tag(session, repo, text) or version
+    if taken is not None:
+        raise conflict("E_REF", f"{repo.name} has {text!r} already; tags do not move", "Choose another name.")
+
+
+def add_branch(session: Session, actor: Actor, repo: Repo, name: str, start: str) -> None:
+    """A new branch at a commit."""
+    check_writer(actor, repo)
+    check_new_ref(session, repo, name)
+    at = resolve(session, actor, repo, start)
+    session.add(BranchRow(kind=repo.kind, name=repo.name, branch=name, revision=at.id))
+
+
+def remove_branch(session: Session, actor: Actor, repo: Repo, name: str) -> None:
+    """Forget a branch; its commits stay. Main stays."""
+    check_writer(actor, repo)
+    row = branch_row(session, repo, name, lock=True)
+    if row.branch == MAIN:
+        raise Refused("E_REF", f"{repo.name}: the branch main cannot be deleted")
+    session.delete(row)
+
+
+def add_tag(session: Session, actor: Actor, repo: Repo, name: str, at: RevisionRow, now: int) -> None:
+    """A new tag: of a model's version like ``fedhub model tag``, else of this very commit."""
+    check_writer(actor, repo)
+    check_new_ref(session, repo, name)
+    if repo.kind == "model" and at.version is not None and "/" not in name:
+        session.add(TagRow(name=repo.name, tag=name, version=at.version, created_at=now))
+    else:
+        session.add(DraftTagRow(kind=repo.kind, name=repo.name, tag=name, revision=at.id, created_at=now))
+    session.flush()
+
+
+def check_tag_free(session: Session, name: str, tag: str, version: int) -> None:
+    """A model's version may bear this tag: no branch or draft has it, and it is no other version's number.
+
+    Raises:
+        Refused: ``E_TAG`` (409).
+    """
+    key = ("model", name, tag)
+    taken = session.get(BranchRow, key) is not None or session.get(DraftTagRow, key) is not None
+    number = _VERSION.fullmatch(tag)
+    if number is not None and int(number[1]) != version:
+        query = select(RevisionRow.id).where(
+            RevisionRow.kind == "model", RevisionRow.name == name, RevisionRow.version == int(number[1])
+        )
+        taken = taken or session.exec(query).first() is not None
+    if taken:
+        raise conflict("E_TAG", f"{tag!r} of {name} names another revision already", "Choose another tag.")
+
+
+def versions(session: Session, repo: Repo) -> Sequence[RevisionRow]:
+    """Commits of versions."""
+    query = select(RevisionRow).where(
+        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.version).is_not(None)
+    )
+    return session.exec(query.order_by(col(RevisionRow.version))).all()
