@@ -5,12 +5,10 @@ pack is fetched and verified by this home's own pins; then one rename installs. 
 the target, and the error names the file.
 """
 
-import io
 import os
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from federation.home import Home
 from storage.encoding import is_digest
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import Manifest, read_manifest
+from storage.pack import unzip_pack, write_pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from federation import wire
     from federation.client import HubClient
     from storage.verify import Report
-
-PACK_LIMIT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ def fetch_pack(
     Args:
         state: state file of the reader to whose last checkpoint the pack must connect; by default the home's.
     """
-    unpack(client.pack(asset_id, from_size=saved_size(state or home.state_path)), folder)
+    write_pack(folder, unzip_pack(client.pack(asset_id, from_size=saved_size(state or home.state_path))))
 
 
 def check_pack(
@@ -248,25 +245,6 @@ def saved_size(state: Path) -> int:
 
     saved = read_state(state)
     return saved.size if saved is not None else 0
-
-
-def unpack(raw: bytes, folder: Path) -> None:
-    """Write the members of a pack's zip under the new ``folder``; refuses names that lead elsewhere."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > PACK_LIMIT_BYTES:
-                raise Rejected("E_LIMIT", f"the pack unpacks to more than {PACK_LIMIT_BYTES} bytes")
-            folder.mkdir(parents=True)
-            for member in members:
-                path = PurePosixPath(member.filename)
-                if path.is_absolute() or ".." in path.parts or "\\" in member.filename or member.is_dir():
-                    raise Rejected("E_PATH", f"the pack holds the name {member.filename!r}")
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(member))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise Rejected("E_MALFORMED", f"the pack is no zip archive: {error}") from error
 
 
 @contextmanager
