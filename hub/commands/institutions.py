@@ -142,10 +142,14 @@ def rotate(
     terminal = terminal_of(ctx)
     home = home_of(terminal)
     version = rotate_key(home, role)
+    with home.client("snapshot") as client:
+        # at once: until a status list names the newest ring, nobody can lean on this institution
+        data = publish_status(home, client)
     return terminal.done(
-        {"institution": home.institution, "role": role, "ring_version": version},
+        {"institution": home.institution, "role": role, "ring_version": version, "status": data["statement"]},
         f"{home.institution} has a new {role} key; ring version {version} is logged and in force.",
-        "Next: fedhub institution status (so that auditors see the newest ring), and restart running agents.",
+        _status_line(home.institution, data),
+        "Next: restart running agents.",
     )
 
 
