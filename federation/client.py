@@ -465,7 +465,7 @@ class HubClient:
         """Try again while the hub is away, for ``patience_s`` at most; then its last answer or error."""
         trying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.TransportError)
-            | tenacity.retry_if_result(lambda response: response.status_code in TRY_AGAIN),
+            | tenacity.retry_if_result(lambda response: response.status_code in (*TRY_AGAIN, 429)),
             wait=tenacity.wait_exponential(multiplier=0.1, max=2.0) + tenacity.wait_random(0, 0.1),
             stop=tenacity.stop_after_delay(self._patience_s),
             retry_error_callback=_last_outcome,

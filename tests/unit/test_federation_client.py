@@ -116,8 +116,8 @@ def test_a_personal_token_that_is_refused_is_not_tried_again() -> None:
     assert (caught.value.status, len(calls)) == (401, 1)
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_hub_that_is_away_is_asked_again(status: int) -> None:
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_hub_that_is_away_or_busy_is_asked_again(status: int) -> None:
     answers = [httpx.Response(status), httpx.Response(200, json=WHOAMI)]
     with made(lambda _request: answers.pop(0), patience_s=5) as client:
         assert client.whoami().role == "lab"
