@@ -91,6 +91,20 @@ def test_a_second_start_finds_everything_as_it_was(tmp_path: Path) -> None:
         assert len(client.statements().items) == 2
 
 
+def test_two_processes_of_one_hub_share_members_tokens_and_log(hub: HubInProcess) -> None:
+    url = hub.settings.database
+    with running_hub(hub.folder, database_url=url) as replica:
+        home = hub.enrol("shared.example")
+        with hub.client(home) as here, replica.client(home) as there:
+            made = here.create_token("both", ["read"])
+            assert there.whoami() == here.whoami()
+            assert [record.id for record in there.all_statements()] == [r.id for r in here.all_statements()]
+        with replica.client(token=made.token) as there:
+            assert there.whoami().by == "personal"
+        first, second = hub.hub.ledger.publish(), replica.hub.ledger.publish()
+        assert first == second
+
+
 def test_another_operator_s_home_does_not_open_this_hub(tmp_path: Path) -> None:
     with running_hub(tmp_path / "a") as hub:
         settings = hub.settings
