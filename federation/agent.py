@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation import training, transfer
+from federation.compression import Feedback
 from federation.consents import Consent, check_plan_allowed, find_consent
 from federation.deciding import read_checked_plan
 from federation.home import Home, LocalDataset
@@ -45,7 +46,18 @@ if TYPE_CHECKING:
 KEPT_FILES = 4  # newest inputs and updates that stay on disk, to be sent or read again after a crash
 SPARE_BYTES = 256 << 20  # what an input must leave free on the disk, besides room for its update
 # Codes of what may pass by itself: the hub or its store is away, the disk is full.
-PASSING = frozenset({"E_HUB_UNREACHABLE", "E_HUB_ANSWER", "E_TRANSFER", "E_SITE_IO", "E_SITE_DISK"})
+PASSING = frozenset(
+    {
+        "E_HUB_UNREACHABLE",
+        "E_HUB_ANSWER",
+        "E_STORE_UNREACHABLE",
+        "E_UPLOAD_CHECKING",
+        "E_BUSY",
+        "E_DISK_FULL",
+        "E_SITE_IO",
+        "E_SITE_DISK",
+    }
+)
 RECEIPT_FRESH_S = 480  # the hub admits a receipt within 10 minutes of its signing
 
 
@@ -85,6 +97,7 @@ class Agent:
         self._started_with = {name: sha256_hex(build_recipe(name)) for name in RECIPES}
         self._inputs = home.site / "inputs"
         self._updates = home.site / "updates"
+        self._residuals = home.site / "residuals"
         for folder in (self._inputs, self._updates):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -245,6 +258,7 @@ class Agent:
             config.seed,
             order.round,
             site=order.dataset,
+            feedback=self._feedback(task),
         )
         out.replace(self._update_path(result.sha256))
         _keep_newest(self._updates)
@@ -255,7 +269,32 @@ class Agent:
             update=(result.sha256, result.size, result.parts),
         )
         self._ledger.save_answer(answer)
+        self._forget_residuals(order)
         return answer
+
+    def _feedback(self, task: Task) -> Feedback:
+        """How this round's update travels. What it leaves out lies in a file named by the round, and only the
+        file of the last round in the ledger is read: a round that is done again after a crash begins with the
+        same.
+        """
+        order, config = task.order, task.plan.config
+        if config.compression == "none":
+            return Feedback()
+        self._residuals.mkdir(exist_ok=True, mode=0o700)
+        last = self._ledger.last_answer(order.plan, order.dataset, "train")
+        before = None if last is None else self._residual_path(order, last.round)
+        after = self._residual_path(order, order.round) if order.round < task.plan.rounds else None
+        return Feedback(config.compression, before if before is not None and before.exists() else None, after)
+
+    def _residual_path(self, order: Order, number: int) -> Path:
+        return self._residuals / f"{order.plan}-{order.dataset}-{number}.safetensors"
+
+    def _forget_residuals(self, order: Order) -> None:
+        """Keep the newest round's only; none after a plan's last round."""
+        kept = self._residual_path(order, order.round)
+        for path in self._residuals.glob(f"{order.plan}-{order.dataset}-*"):
+            if path != kept:
+                path.unlink(missing_ok=True)
 
     def _evaluate(self, task: Task, weights: Path) -> Answer:
         config = task.plan.config

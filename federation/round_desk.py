@@ -26,7 +26,7 @@ from federation.strategies import Strategy
 from federation.tensors import Layout, layout_of
 from federation.wire import OrdersRequest, RoundReport, WeightsLocation, Work, WorkSite
 from storage.encoding import format_time
-from storage.errors import FedhubError, Rejected
+from storage.errors import FedhubError, Refused, Rejected, Unchecked
 
 if TYPE_CHECKING:
     from federation.coordination import Coordinator
@@ -135,6 +135,8 @@ class RoundDesk:
                 return self._close()
             except UpdateRejected as error:
                 self._disprove(error.site, error)
+            except Rejected as error:
+                raise Stopped(f"round {self._number}: {error}") from error
 
     # --- orders -------------------------------------------------------------------------------------------
 
@@ -299,9 +301,16 @@ class RoundDesk:
             raise Rejected(
                 "E_REPLY", f"update of {one.site.institution}: its size or parts are not those of the upload"
             )
-        path = self._run.space("updates", str(self._number)) / f"{one.site.dataset}.safetensors"
+        # A folder for each site: two may send the same bytes, which are fetched under a name of their digest.
+        path = self._run.space("updates", str(self._number), one.site.dataset) / "update.safetensors"
         self._run.fetch(location, path)
-        check_update(one.site.dataset, path, self._weights.layout, size=update.size)
+        check_update(
+            one.site.dataset,
+            path,
+            self._weights.layout,
+            size=update.size,
+            compression=self._config.compression,
+        )
         return path
 
     def _settle_fetches(self, *, wait: bool) -> None:
@@ -311,10 +320,10 @@ class RoundDesk:
             coming, one.fetch = one.fetch, None
             try:
                 one.path = coming.result()
-            except Rejected as error:
+            except (Rejected, Refused) as error:
                 self._disprove(one.site.dataset, error)
-            except FedhubError as error:
-                if error.code in ("E_HUB_UNREACHABLE", "E_ATTEMPT"):
+            except Unchecked as error:
+                if error.code != "E_NOT_FOUND":  # our own trouble; that it was never uploaded is the site's
                     raise
                 self._disprove(one.site.dataset, error)
             else:

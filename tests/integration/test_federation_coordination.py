@@ -1,0 +1,543 @@
+"""The coordinator's rounds, with scripted sites in place of nodes: what is folded in, left out, and said
+about it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from federation import coordination, round_desk
+from federation.coordination import Coordinator
+from federation.delivery import Delivery
+from federation.messages import (
+    OrderMessage,
+    OrderReply,
+    ReceiptReference,
+    RefusalNote,
+    UpdateReference,
+    read_message,
+)
+from federation.orders import read_order
+from federation.tensors import TensorFile, write_tensors
+from federation.transfer import send_file
+from storage.errors import Refused, Unchecked
+from storage.manifests import hash_file
+from tests.round_hub import LocalClient, RoundHub
+
+BASE = {"w": np.array([10.0, 20.0, 30.0], np.float32), "steps": np.array([1, 2], np.int64)}
+Behaviour = Callable[["ScriptedSite", OrderMessage], OrderReply | str | None]
+
+
+@dataclass
+class ScriptedSite:
+    """A site whose every move a test decides."""
+
+    hub: RoundHub
+    name: str
+    node: str
+    folder: Path
+    delta: float = 1.0
+    examples: int = 10
+    answer: Behaviour | None = None
+    connected: str | None = "2026-01-01"
+    asked: list[OrderMessage] = field(default_factory=list)
+
+    @property
+    def dataset(self) -> str:
+        return self.hub.labs[self.name].dataset
+
+    def do(self, text: str) -> OrderReply | str | None:
+        message = read_message(text, OrderMessage)
+        assert read_order(message.order).dataset == self.dataset
+        self.asked.append(message)
+        return (self.answer or ScriptedSite.train)(self, message)
+
+    def train(self, message: OrderMessage, tensors: Mapping[str, Any] | None = None) -> OrderReply:
+        """An honest reply: an update of ``delta``, uploaded, with a logged receipt."""
+        path = self.folder / f"{self.name}-{message.round}.safetensors"
+        moved = {"w": np.full(3, self.delta, np.float32), "steps": np.array([7, 8], np.int64)}
+        write_tensors(path, dict(tensors or moved))
+        client = LocalClient(self.hub, f"{self.name}.example")
+        upload = send_file(client, path, plan=message.plan)
+        sha256, size, parts = hash_file(path)
+        update = UpdateReference(sha256=sha256, size=size, parts=parts and list(parts), upload=upload.id)
+        return OrderReply(
+            dataset=self.dataset,
+            update=update,
+            examples=self.examples,
+            metrics={"loss": self.delta},
+            receipt=self.receipt(message, sha256),
+        )
+
+    def receipt(self, message: OrderMessage, sha256: str) -> ReceiptReference:
+        members: dict[str, Any] = {
+            "action": "train",
+            "grant": "c" * 64,
+            "plan": message.plan,
+            "round": message.round,
+            "input": message.input.sha256,
+            "examples": self.examples,
+        }
+        before = self.hub.receipts(f"{self.name}.example")
+        if before and before[-1].predicate["round"] < message.round:
+            members["previous"] = before[-1].id
+        home = self.hub.labs[self.name].home
+        record = self.hub.post(home.sign("receipt", [("update.safetensors", sha256)], members).decode())
+        return ReceiptReference(id=record.id, bundle=record.bundle)
+
+    def refuse(self, code: str, *, again: bool = False) -> OrderReply:
+        note = RefusalNote(code=code, message="because", statement=None, again=again)
+        return OrderReply(dataset=self.dataset, refusal=note)
+
+
+class ScriptedExchange:
+    """Nodes that answer as their sites' scripts say; None keeps silent."""
+
+    def __init__(self, sites: Sequence[ScriptedSite]) -> None:
+        self.sites = {site.node: site for site in sites}
+        self.answers: dict[str, Delivery] = {}
+        self.sent = 0
+
+    def send(self, texts: Mapping[str, str]) -> dict[str, str]:
+        found = {}
+        for node, text in texts.items():
+            self.sent += 1
+            name = found[node] = f"message-{self.sent}"
+            said = self.sites[node].do(text)
+            if isinstance(said, OrderReply):
+                self.answers[name] = Delivery(name, said.model_dump_json())
+            elif isinstance(said, str):
+                self.answers[name] = (
+                    Delivery(name, None, said) if said.startswith("problem") else Delivery(name, said)
+                )
+        return found
+
+    def collect(self, messages: Sequence[str], *, wait_s: float) -> list[Delivery]:
+        found = [self.answers.pop(name) for name in messages if name in self.answers]
+        if not found:
+            time.sleep(min(wait_s, 0.01))
+        return found
+
+    def connected(self) -> dict[str, str]:
+        return {node: site.connected for node, site in self.sites.items() if site.connected is not None}
+
+
+class Stage:
+    """A hub, three sites and a coordinator between them."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.folder = folder
+        self.hub = RoundHub.start(folder / "hub")
+        self.sites: dict[str, ScriptedSite] = {}
+        (folder / "site").mkdir()
+        for number, name in enumerate(("lab-a", "lab-b", "lab-c"), 1):
+            data = folder / name
+            data.mkdir()
+            (data / "train.csv").write_text(name)
+            self.hub.add_lab(name, data).node_id = str(number)
+            self.sites[name] = ScriptedSite(self.hub, name, str(number), folder / "site")
+        base = folder / "base.safetensors"
+        write_tensors(base, BASE)
+        self.plan = self.hub.submit(base, **{"rounds": 2, "minimum": 2, **config})
+        self.exchange = ScriptedExchange(list(self.sites.values()))
+        self.work = folder / "work"
+        self.work.mkdir()
+
+    def run(self, *, attempt: int = 1) -> Any:
+        """One attempt; what the hub was told at its end."""
+        Coordinator(LocalClient(self.hub, None), self.exchange, self.plan, attempt, self.work).run()  # type: ignore[arg-type]
+        return self.hub.ended
+
+    def result(self, name: str = "w") -> list[float]:
+        """A tensor of the last aggregate."""
+        path = self.hub.file(self.hub.rounds[-1].aggregate, self.folder / "aggregate.safetensors")
+        with TensorFile(path) as file:
+            return [float(value) for value in file.array(name)]
+
+    def folded(self, number: int = 1) -> list[str]:
+        """Institutions whose receipts round ``number`` lists, in that order."""
+        issuers = {one.id: one.issuer for one in self.hub.statements}
+        return [issuers[receipt] for receipt in self.hub.rounds[number - 1].receipts]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stage]]:
+    for name, value in (("LOOK_S", 0.05), ("AGAIN_S", 0.05), ("GONE_S", 0.3), ("GONE_BEFORE_S", 0.05)):
+        monkeypatch.setattr(round_desk, name, value)
+    made: list[Stage] = []
+
+    def make(**config: Any) -> Stage:
+        made.append(Stage(tmp_path / str(len(made)), **config))
+        return made[-1]
+
+    (tmp_path / "0").mkdir()
+    yield make
+    for one in made:
+        one.hub.stop()
+
+
+def silent(_: ScriptedSite, __: OrderMessage) -> None:
+    return None
+
+
+def with_tensors(**tensors: Any) -> Behaviour:
+    """Train honestly, but for these tensors."""
+    honest = {"w": np.ones(3, np.float32), "steps": np.array([7, 8], np.int64)}
+    return lambda site, message: site.train(message, {**honest, **tensors})
+
+
+# --- the honest run
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_moves_the_weights_by_the_weighted_mean_of_the_updates(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    for site, delta, examples in zip(one.sites.values(), (1.0, 2.0, 4.0), (10, 10, 20), strict=True):
+        site.delta, site.examples = delta, examples
+    ended = one.run()
+    assert (ended.state, ended.reason) == ("finished", None)
+    assert len(one.hub.rounds) == 2
+    mean = (1 * 10 + 2 * 10 + 4 * 20) / 40
+    assert one.result() == pytest.approx([10 + 2 * mean, 20 + 2 * mean, 30 + 2 * mean])
+    assert one.result("steps") == [7, 8]
+
+
+def test_receipts_stand_in_the_plans_order_whoever_answers_first(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.exchange.sites = dict(reversed(one.exchange.sites.items()))
+    one.run()
+    pairs = sorted((lab.home.institution, lab.dataset) for lab in one.hub.labs.values())
+    assert one.folded() == [institution for institution, _ in pairs]
+
+
+def test_a_round_starts_from_the_aggregate_of_the_one_before(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.run()
+    first, second = one.hub.rounds
+    assert (first.input, second.input) == (one.hub.input, first.aggregate)
+    assert [message.input.sha256 for message in one.sites["lab-a"].asked] == [first.input, second.input]
+
+
+def test_a_report_says_what_each_site_and_all_together_measured(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.sites["lab-a"].delta, one.sites["lab-a"].examples = 4.0, 20
+    one.run()
+    report = one.hub.rounds[0]
+    assert report.sites["lab-a.example"] == {"loss": 4.0, "examples": 20}
+    assert report.metrics == {"loss": pytest.approx((4 * 20 + 1 * 10 + 1 * 10) / 40)}
+    assert {event["institution"] for event in one.hub.told("site.replied")} == set(one.folded())
+
+
+def test_nothing_of_a_finished_run_stays_on_the_coordinators_disk(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.run()
+    assert list(one.work.iterdir()) == []
+
+
+def test_server_momentum_survives_the_coordinators_death(stage: Callable[..., Stage], tmp_path: Path) -> None:
+    terms = {
+        "strategy": "FedAvgM",
+        "strategy_parameters": {"serverLearningRate": "1", "serverMomentum": "0.5"},
+    }
+    whole = stage(rounds=3, **terms)
+    whole.run()
+    (tmp_path / "1").mkdir()
+    broken = stage(rounds=3, **terms)
+    real = broken.hub.report_round
+
+    def dies(report: Any) -> Any:
+        record = real(report)
+        if report.round == 2:
+            broken.hub.report_round = real  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+        return record
+
+    broken.hub.report_round = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    broken.hub.attempt = 2
+    broken.run(attempt=2)
+    assert broken.result() == whole.result()
+
+
+def test_the_next_attempt_goes_on_after_the_last_closed_round(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=3)
+
+    def dies_in_round_2(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+        if message.round == 2 and one.hub.attempt == 1:
+            raise KeyboardInterrupt
+        return site.train(message)
+
+    one.sites["lab-c"].answer = dies_in_round_2
+    with pytest.raises(KeyboardInterrupt):
+        one.run()
+    one.hub.attempt = 2
+    assert one.run(attempt=2).state == "finished"
+    assert [report.round for report in one.hub.rounds] == [1, 2, 3]
+    assert one.result() == pytest.approx([13.0, 23.0, 33.0])
+
+
+def test_a_coordinator_that_was_given_up_does_nothing(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.hub.attempt = 2
+    with pytest.raises(Refused, match="E_ATTEMPT"):
+        one.run(attempt=1)
+    assert one.exchange.sent == 0
+    assert one.hub.ended is None
+
+
+# --- bad updates
+# -------------------------------------------------------------------------------------------------
+
+
+def _other_digest(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    reply = site.train(message)
+    assert reply.update is not None
+    return reply.model_copy(update={"update": reply.update.model_copy(update={"sha256": "e" * 64})})
+
+
+def _other_bytes(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    reply = site.train(message)
+    assert reply.update is not None
+    key = site.hub.objects[reply.update.sha256].key
+    raw = site.hub.store.get(key)
+    site.hub.store.put(key, raw[:-1] + bytes([raw[-1] ^ 1]))
+    return reply
+
+
+def _absurd_size(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    reply = site.train(message)
+    assert reply.update is not None
+    return reply.model_copy(update={"update": reply.update.model_copy(update={"size": 1 << 40})})
+
+
+def _absurd_count(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    return site.train(message).model_copy(update={"examples": 1 << 53})
+
+
+def _no_rows(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    return site.train(message).model_copy(update={"examples": 0})
+
+
+def _of_another_site(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    return site.train(message).model_copy(update={"dataset": "d" * 64})
+
+
+def _without_receipt(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    return site.train(message).model_copy(update={"receipt": None})
+
+
+def _refused(site: ScriptedSite, _: OrderMessage) -> OrderReply:
+    return site.refuse("E_CONSENT")
+
+
+BAD: list[tuple[Behaviour, str]] = [
+    (with_tensors(w=np.array([1, np.nan, 1], np.float32)), "E_NOT_FINITE"),
+    (with_tensors(w=np.array([1, np.inf, 1], np.float32)), "E_NOT_FINITE"),
+    (with_tensors(w=np.ones(4, np.float32)), "E_LAYOUT"),
+    (with_tensors(w=np.ones(3, np.float64)), "E_LAYOUT"),
+    (with_tensors(extra=np.ones(3, np.float32)), "E_LAYOUT"),
+    (_other_digest, "E_NOT_FOUND"),
+    (_other_bytes, "E_DIGEST"),
+    (_absurd_size, "E_UPDATE_SIZE"),
+    (_absurd_count, "E_EXAMPLES"),
+    (_no_rows, "E_EXAMPLES"),
+    (_of_another_site, "E_REPLY"),
+    (_without_receipt, "E_REPLY"),
+    (lambda site, message: "nonsense", "E_MESSAGE"),
+    (lambda site, message: '{"dataset": null, "metrics": {"loss": NaN}}', "E_MESSAGE"),
+    (_refused, "E_CONSENT"),
+]
+
+
+@pytest.mark.parametrize(("answer", "code"), BAD)
+def test_a_bad_update_is_left_out_and_said(stage: Callable[..., Stage], answer: Behaviour, code: str) -> None:
+    one = stage(rounds=1)
+    one.sites["lab-b"].answer = answer
+    one.sites["lab-a"].delta = one.sites["lab-c"].delta = 2.0
+    ended = one.run()
+    assert ended.state == "finished", ended.reason
+    assert "lab-b.example" not in one.folded()
+    assert one.result() == [12.0, 22.0, 32.0]
+    (event,) = one.hub.told("site.left-out")
+    assert (event["institution"], event["round"], event["code"]) == ("lab-b.example", 1, code)
+
+
+@pytest.mark.parametrize("answer", [BAD[0][0], BAD[2][0], BAD[6][0], BAD[8][0], BAD[12][0]])
+def test_a_bad_update_stops_the_run_where_the_plan_says_so(
+    stage: Callable[..., Stage], answer: Behaviour
+) -> None:
+    one = stage(bad_update="stop")
+    one.sites["lab-b"].answer = answer
+    ended = one.run()
+    assert ended.state == "stopped"
+    assert "lab-b.example" in ended.reason
+    assert one.hub.rounds == []
+
+
+def test_a_count_beyond_the_cap_weighs_no_more_than_the_cap(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, max_examples=10)
+    one.sites["lab-a"].examples, one.sites["lab-a"].delta = 1_000_000, 4.0
+    one.run()
+    assert one.result() == pytest.approx([12.0, 22.0, 32.0])
+
+
+def test_too_many_bad_updates_stop_the_run_with_every_reason(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.sites["lab-a"].answer = BAD[0][0]
+    one.sites["lab-b"].answer = _refused
+    ended = one.run()
+    assert ended.state == "stopped"
+    assert "quorum not met in round 1: 1 of 2 sites" in ended.reason
+    for reason in ("lab-a.example E_NOT_FINITE", "lab-b.example E_CONSENT"):
+        assert reason in ended.reason
+
+
+def test_weights_that_overflow_are_no_sites_fault_and_stop_the_run(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=3)
+    for site in one.sites.values():
+        site.answer = with_tensors(w=np.full(3, 3e38, np.float32))
+    ended = one.run()
+    assert ended.state == "stopped"
+    assert "round 2: E_NOT_FINITE" in ended.reason
+    assert len(one.hub.rounds) == 1
+
+
+# --- sites that are away
+# -----------------------------------------------------------------------------------------
+
+
+def test_a_silent_site_is_left_out_at_the_deadline_and_named_late(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, round_deadline_s=1)
+    one.sites["lab-b"].answer = silent
+    assert one.run().state == "finished"
+    assert "lab-b.example" not in one.folded()
+    assert [event["institution"] for event in one.hub.told("site.late")] == ["lab-b.example"]
+
+
+def test_a_reply_after_its_round_is_logged_and_left_out(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=2, round_deadline_s=1)
+    late: list[str] = []
+
+    def slow(site: ScriptedSite, message: OrderMessage) -> OrderReply | None:
+        if message.round == 1:
+            late.append(f"message-{one.exchange.sent}")
+            return None
+        one.exchange.answers[late[0]] = Delivery(late[0], site.train(message).model_dump_json())
+        return None
+
+    one.sites["lab-b"].answer = slow
+    one.run()
+    told = [(event["institution"], event["round"]) for event in one.hub.told("site.late")]
+    assert told.count(("lab-b.example", 1)) == 2
+    assert all("lab-b.example" not in one.folded(number) for number in (1, 2))
+
+
+def test_a_missing_site_is_waited_for_a_while_and_then_left_out(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=2)
+    one.sites["lab-b"].connected = None
+    began = time.monotonic()
+    assert one.run().state == "finished"
+    assert 0.3 < time.monotonic() - began < 20
+    assert one.sites["lab-b"].asked == []
+    assert {event["institution"] for event in one.hub.told("site.unreachable")} == {"lab-b.example"}
+
+
+def test_a_site_that_the_quorum_needs_is_waited_for_until_it_comes(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, minimum=3)
+    one.sites["lab-b"].connected = None
+    timer = threading.Timer(0.8, lambda: setattr(one.sites["lab-b"], "connected", "2026-01-02"))
+    timer.start()
+    assert one.run().state == "finished"
+    assert len(one.folded()) == 3
+
+
+def test_an_agent_that_starts_again_gets_its_order_again(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, minimum=3)
+
+    def dies_once(site: ScriptedSite, message: OrderMessage) -> OrderReply | None:
+        if len(site.asked) > 1:
+            return site.train(message)
+        site.connected = "2026-01-02"
+        return None
+
+    one.sites["lab-b"].answer = dies_once
+    assert one.run().state == "finished"
+    first, second = one.sites["lab-b"].asked
+    assert first == second
+
+
+def test_a_message_that_flower_could_not_deliver_is_sent_again(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, minimum=3)
+
+    def lost_once(site: ScriptedSite, message: OrderMessage) -> OrderReply | str:
+        return site.train(message) if len(site.asked) > 1 else "problem: node unavailable"
+
+    one.sites["lab-b"].answer = lost_once
+    assert one.run().state == "finished"
+    assert len(one.sites["lab-b"].asked) == 2
+
+
+def test_a_site_that_could_not_is_asked_again_within_the_round(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, minimum=3)
+
+    def away_once(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+        return site.train(message) if len(site.asked) > 1 else site.refuse("E_HUB_UNREACHABLE", again=True)
+
+    one.sites["lab-b"].answer = away_once
+    assert one.run().state == "finished"
+    assert len(one.folded()) == 3
+
+
+def test_too_few_sites_with_orders_stop_the_run_at_once(stage: Callable[..., Stage]) -> None:
+    one = stage()
+    one.hub.allow = lambda dataset: dataset == one.sites["lab-a"].dataset
+    ended = one.run()
+    assert ended.state == "stopped"
+    assert "quorum not met: 1 sites may take part in round 1, the plan asks for 2" in ended.reason
+    assert one.exchange.sent == 0
+
+
+def test_a_site_without_an_order_is_not_asked(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1)
+    one.hub.allow = lambda dataset: dataset != one.sites["lab-a"].dataset
+    assert one.run().state == "finished"
+    assert one.sites["lab-a"].asked == []
+
+
+def test_a_hub_that_is_away_ends_the_attempt_and_not_the_run(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = stage()
+
+    def away(*_: object) -> None:
+        raise Unchecked("E_HUB_UNREACHABLE", "the hub is away")
+
+    monkeypatch.setattr(LocalClient, "report_round", away)
+    with pytest.raises(Unchecked, match="E_HUB_UNREACHABLE"):
+        one.run()
+    assert one.hub.ended is None
+
+
+def test_the_hub_hears_that_a_waiting_coordinator_lives(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordination, "ALIVE_S", 0.2)
+    one = stage(rounds=1, round_deadline_s=1)
+    one.sites["lab-b"].answer = silent
+    one.run()
+    assert one.hub.told("coordinator.alive")
+
+
+def test_krum_lists_the_receipts_of_those_it_picked(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, minimum=3, strategy="Krum", strategy_parameters={"malicious": 0}, weighting="equal")
+    one.sites["lab-b"].delta = 1000.0
+    assert one.run().state == "finished"
+    assert len(one.folded()) == 1
+    assert "lab-b.example" not in one.folded()
