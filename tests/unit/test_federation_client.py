@@ -8,7 +8,7 @@ import httpx
 import jwt
 import pytest
 
-from federation import client as module
+from federation import connection as module
 from federation.client import HubClient
 from storage.errors import Misuse, Refused, Rejected, Unchecked
 from storage.signing import key_hint, new_private_key
