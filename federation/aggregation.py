@@ -1,7 +1,8 @@
 """Folds the updates of one round into the next weights: streaming, in fixed order, in flat memory.
 
 An update is a safetensors file with the layout of the base weights: float tensors hold the site's delta,
-other tensors (buffers) the site's whole value. New weights are the input moved by the merged deltas. Tensors
+other tensors (buffers) the site's whole value; a plan may have floats travel in fewer bytes
+(``compression``). New weights are the input moved by the merged deltas. Tensors
 are read in pieces and written through a hashing writer, so peak memory depends neither on
 the model nor on the number of sites: ``BLOCK`` elements over all sites together. Same files in, same bytes
 out, on any machine. Strategies that pick sites (Krum, Multi-Krum, Bulyan) read the updates twice.
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from federation.compression import UpdateFile
 from federation.errors import UpdateRejected
 from federation.strategies import Strategy
 from federation.tensors import (
@@ -80,16 +82,18 @@ def site_weight(site: str, examples: object, weighting: str, max_examples: int) 
     return 1 if weighting == "equal" else min(examples, max_examples)
 
 
-def check_update(site: str, path: Path, layout: Layout, *, size: int | None = None) -> None:
+def check_update(
+    site: str, path: Path, layout: Layout, *, size: int | None = None, compression: str = "none"
+) -> None:
     """Check one update alone, as soon as it has landed.
 
     Args:
         layout: of the weights that the round began with.
-        size: in bytes, as announced.
+        size: in bytes, as announced. compression: the plan's.
     Raises:
         UpdateRejected: ``E_TENSORS``, ``E_LAYOUT`` or ``E_NOT_FINITE``.
     """
-    with _open_update(site, path, layout, size) as file:
+    with _open_update(site, path, layout, compression, size) as file:
         for spec in layout.tensors:
             for start, stop in file.pieces(spec.name):
                 _check_values(site, spec, file.read(spec.name, start, stop))
@@ -101,6 +105,7 @@ def aggregate(
     updates: Sequence[SiteUpdate],
     out: Path,
     *,
+    compression: str = "none",
     round_number: int = 1,
     state: Path | None = None,
     next_state: Path | None = None,
@@ -111,6 +116,7 @@ def aggregate(
         start: the weights that the round began with.
         updates: in the plan's order of participants.
         out: where the new weights go; nothing stands there unless all went well.
+        compression: the form of the updates, as the plan says.
         state: folder of the server optimiser's state after the round before; None before round 1.
         next_state: existing folder for its state after this round; needed by FedAvgM, FedAdam, FedYogi and
             FedAdagrad, unused by the others. It must outlive the process for a run to go on after a crash.
@@ -125,7 +131,9 @@ def aggregate(
     strategy.check_count(len(updates))
     with ExitStack() as stack:
         base = stack.enter_context(TensorFile(start))
-        files = [stack.enter_context(_open_update(one.site, one.path, base.layout)) for one in updates]
+        files = [
+            stack.enter_context(_open_update(one.site, one.path, base.layout, compression)) for one in updates
+        ]
         if strategy.select is not None:
             picked = strategy.select(_distances(base.layout, updates, files))
             updates, files = [updates[i] for i in picked], [files[i] for i in picked]
@@ -191,9 +199,11 @@ def _settle(strategy: Strategy, values: Sequence[Array], updates: Sequence[SiteU
     return values[heaviest]
 
 
-def _open_update(site: str, path: Path, layout: Layout, size: int | None = None) -> TensorFile:
+def _open_update(
+    site: str, path: Path, layout: Layout, compression: str, size: int | None = None
+) -> UpdateFile:
     try:
-        return TensorFile(path, expect=layout, size=size)
+        return UpdateFile(path, layout, compression, size=size)
     except Rejected as error:
         raise UpdateRejected(
             error.code, f"update of {site}: {error.message}", error.hint, site=site

@@ -5,6 +5,7 @@ missing and an unknown field are as wrong as a bad value. Read by ``plan`` and `
 not read files and knows no document.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -76,6 +77,21 @@ def listing(rule: Rule, least: int, most: int, *, distinct: bool = False) -> Rul
         return "a list without repeats" if distinct and len(set(value)) < len(value) else None
 
     return check
+
+
+def as_expected(value: object, rule: Rule) -> object:
+    """What a person typed, as a rule wants it: text where text will do, else the JSON that it spells.
+
+    >>> as_expected("1", integer(0, 9)), as_expected("1", decimal("0", "9"))
+    (1, '1')
+    """
+    if not isinstance(value, str) or rule(value) is None:
+        return value
+    try:
+        read = json.loads(value)
+    except ValueError:
+        return value
+    return read if rule(read) is None else value
 
 
 def problems(value: object, schema: Schema, where: str = "") -> list[str]:

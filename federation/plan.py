@@ -12,12 +12,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from storage.manifests import check_names
-
-from federation.fields import Schema, boolean, decimal, integer, one_of, problems, text
+from federation.fields import Schema, as_expected, boolean, decimal, integer, one_of, problems, text
 from federation.recipes.catalogue import RECIPES, Recipe
 from storage.encoding import canonical, parse_time, read_canonical, sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked, shown
+from storage.manifests import check_names
 from storage.statements import Statement
 
 CONFIG_TYPE = "https://fedhub.dev/config/v1"
@@ -56,8 +55,21 @@ _SERVER: dict[str, Schema] = {
 }
 STRATEGIES = tuple(_SERVER)
 
+# What a draft is given where its author says nothing; a plan always writes it out. The optimisers' are those
+# of Flower 1.42. How many sites may lie is nobody's default.
+_SERVER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "FedAvgM": {"serverLearningRate": "1", "serverMomentum": "0.9"},
+    "FedAdam": {"eta": "0.1", "beta1": "0.9", "beta2": "0.99", "tau": "0.001"},
+    "FedYogi": {"eta": "0.01", "beta1": "0.9", "beta2": "0.99", "tau": "0.001"},
+    "FedAdagrad": {"eta": "0.1", "tau": "0.001"},
+    "FedTrimmedAvg": {"beta": "0.2"},
+}
+COMPRESSIONS = ("none", "bf16", "fp16", "int8")
+
 # Strategies that count every site once, whatever a site says about its examples.
 _EQUAL_ONLY = ("FedMedian", "FedTrimmedAvg", "Bulyan")
+
+_RECIPE_NAME = text(r"[a-z0-9]+(-[a-z0-9]+){0,7}", "a recipe's name")
 
 _CONFIG: Schema = {
     "type": one_of(CONFIG_TYPE),
@@ -66,7 +78,7 @@ _CONFIG: Schema = {
     "seed": integer(0, MAX_INTEGER),
     "weighting": one_of("examples", "equal"),
     "maxExamples": integer(1, MAX_INTEGER),
-    "compression": one_of("none"),
+    "compression": one_of(*COMPRESSIONS),
     "quorum": integer(1, 1000),
     "roundDeadline": integer(1, 30 * 86_400),
     "keepUpdates": boolean,
@@ -84,6 +96,8 @@ class Config:
         strategy, strategy_parameters: how updates become an aggregate.
         weighting: "examples" or "equal"; ``max_examples`` caps what one site can weigh.
         quorum: replies without which a round is not closed. ``round_deadline_s``: seconds a round stays open.
+        compression: the form in which updates travel, see ``federation.compression``.
+        keep_updates: whether single updates stay in the store, for ``fedhub audit recompute``.
         bad_update: "leave-out" or "stop", when a site's update breaks a rule.
         weights: name of the file of the base version that travels.
         raw, digest: the file's bytes and their SHA-256.
@@ -153,8 +167,9 @@ def make_config(
     seed: int = 1,
     strategy: str = "FedAvg",
     strategy_parameters: Mapping[str, Any] | None = None,
-    weighting: str = "examples",
+    weighting: str | None = None,
     max_examples: int = 1_000_000,
+    compression: str = "none",
     round_deadline_s: int = 600,
     keep_updates: bool = True,
     bad_update: str = "leave-out",
@@ -162,23 +177,28 @@ def make_config(
 ) -> bytes:
     """The bytes of a ``config.json`` for a recipe installed here, already checked.
 
+    Args:
+        parameters, strategy_parameters: values as JSON has them, or as a person types them; the strategy's
+            defaults are filled in.
+        weighting: "equal" for strategies that know no other and "examples" for others when None.
     Raises:
-        Rejected: ``E_CONFIG``, naming every bad field.
+        Rejected: ``E_CONFIG``, naming every bad field; ``E_RECIPE``: no such recipe is installed here.
     """
-    installed = RECIPES.get(recipe)
+    installed = _installed(recipe)
+    given = {**_SERVER_DEFAULTS.get(strategy, {}), **(strategy_parameters or {})}
     raw = canonical(
         {
             "type": CONFIG_TYPE,
             "recipe": {
                 "name": recipe,
-                "version": installed.version if installed else "1",
-                "parameters": dict(parameters),
+                "version": installed.version,
+                "parameters": _typed(parameters, installed.parameters),
             },
-            "strategy": {"name": strategy, "parameters": dict(strategy_parameters or {})},
+            "strategy": {"name": strategy, "parameters": _typed(given, _SERVER.get(strategy, {}))},
             "seed": seed,
-            "weighting": weighting,
+            "weighting": weighting or ("equal" if strategy in _EQUAL_ONLY else "examples"),
             "maxExamples": max_examples,
-            "compression": "none",
+            "compression": compression,
             "quorum": quorum,
             "roundDeadline": round_deadline_s,
             "keepUpdates": keep_updates,
@@ -190,8 +210,16 @@ def make_config(
     return read_config(raw).raw
 
 
+def _typed(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    return {
+        name: as_expected(value, schema[name]) if name in schema else value for name, value in values.items()
+    }
+
+
 def read_config(raw: bytes) -> Config:
-    """Read the bytes of a ``config.json``.
+    """Read the bytes of a ``config.json``, also of a recipe that this fedhub has not, or has otherwise.
+
+    What such a recipe takes is not checked then: ``check_recipe`` keeps it from being run.
 
     Raises:
         Rejected: ``E_CONFIG``: not canonical JSON, or at least one bad field; the message names every one.
@@ -200,7 +228,7 @@ def read_config(raw: bytes) -> Config:
     found = problems(value, _CONFIG)
     recipe, strategy = _part(value, "recipe"), _part(value, "strategy")
     if recipe is not None:
-        found += _recipe_problems(recipe, "recipe")
+        found += _recipe_problems(recipe, "recipe", installed_only=False)
     if strategy is not None:
         found += _strategy_problems(strategy)
     found += _weights_problems(value)
@@ -251,12 +279,13 @@ def build_recipe(name: str) -> bytes:
 
 
 def check_recipe(config: Config, code: str) -> None:
-    """Check that the recipe installed here is byte for byte the code that a plan names.
+    """Check that the recipe installed here is byte for byte the code that a plan names, and takes its
+    parameters.
 
     Args:
         code: the plan's ``subject[0]`` digest.
     Raises:
-        Rejected: ``E_RECIPE``: no such recipe here, or its files have another digest.
+        Rejected: ``E_RECIPE``: no such recipe here, or its files have another digest; ``E_CONFIG``.
     """
     installed = sha256_hex(build_recipe(config.recipe))
     if installed != code:
@@ -265,6 +294,7 @@ def check_recipe(config: Config, code: str) -> None:
             f"recipe {config.recipe}: the plan names code {code}, the code installed here is {installed}",
             "install the fedhub release that the plan's owner used, or ask the owner for a new plan",
         )
+    check_parameters(config.recipe, config.parameters)
 
 
 def read_plan(statement: Statement, recipe: bytes, config: bytes) -> TrainingPlan:
@@ -361,9 +391,14 @@ def _part(value: object, name: str) -> dict[str, Any] | None:
     return part if isinstance(part, dict) else None
 
 
-def _recipe_problems(recipe: dict[str, Any], where: str) -> list[str]:
+def _recipe_problems(recipe: dict[str, Any], where: str, *, installed_only: bool = True) -> list[str]:
+    """What is wrong with a recipe's name, version and parameters.
+
+    Args:
+        installed_only: whether another recipe or version than those installed here is wrong too.
+    """
     schema: Schema = {
-        "name": one_of(*sorted(RECIPES)),
+        "name": one_of(*sorted(RECIPES)) if installed_only else _RECIPE_NAME,
         "version": text(r"[0-9]{1,6}", "digits as text"),
         "parameters": lambda value: None if isinstance(value, dict) else "an object",
     }
@@ -373,6 +408,8 @@ def _recipe_problems(recipe: dict[str, Any], where: str) -> list[str]:
     if known is None:
         return found
     if isinstance(recipe.get("version"), str) and recipe["version"] != known.version:
+        if not installed_only:
+            return found
         found.append(
             f"{where}.version: expected {known.version!r}, the version installed here, "
             f"found {shown(recipe['version'])}"
@@ -435,8 +472,9 @@ def _together(value: dict[str, Any]) -> list[str]:
         )
     if strategy in _EQUAL_ONLY and value["weighting"] != "equal":
         found.append(f"weighting: {strategy} counts every site once, expected 'equal', found 'examples'")
-    if strategy == "FedProx" and not Decimal(value["recipe"]["parameters"]["proximalMu"]):
-        found.append("recipe.parameters.proximalMu: FedProx needs a decimal above 0, found '0'")
+    mu = value["recipe"]["parameters"].get("proximalMu")
+    if strategy == "FedProx" and isinstance(mu, str) and set(mu) <= set("-0."):
+        found.append(f"recipe.parameters.proximalMu: FedProx needs a decimal above 0, found {mu!r}")
     return found
 
 

@@ -52,11 +52,14 @@ class Terms:
     parameters: Mapping[str, Any] | None = None  # of the recipe, on top of the base version's
     strategy: str = "FedAvg"
     strategy_parameters: Mapping[str, Any] | None = None
-    weighting: str = "examples"
+    weighting: str | None = None  # as the strategy needs it, else by examples
+    max_examples: int = 1_000_000
+    compression: str = "none"
     seed: int = 1
     quorum: int | None = None  # as many as min_participants
     round_deadline_s: int = 600
-    keep_updates: bool = True
+    keep_updates: bool = False
+    bad_update: str = "leave-out"
     epsilon: str | None = None
     delta: str | None = None
 
@@ -94,8 +97,11 @@ def draft_plan(client: "HubClient", folder: Path, base: str, terms: Terms) -> Dr
         strategy=terms.strategy,
         strategy_parameters=terms.strategy_parameters,
         weighting=terms.weighting,
+        max_examples=terms.max_examples,
+        compression=terms.compression,
         round_deadline_s=terms.round_deadline_s,
         keep_updates=terms.keep_updates,
+        bad_update=terms.bad_update,
     )
     plan: dict[str, Any] = {
         "base": version.asset_id,

@@ -45,10 +45,11 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-_STOCK_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "U8", "BOOL")
+_STOCK_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I8", "U8", "BOOL")
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from federation.compression import Feedback, write_update
 from federation.plan import check_parameters, make_model_config, read_model_config
 from federation.recipes.catalogue import RECIPES
 from federation.recipes.rows import Rows, read_rows
@@ -90,6 +91,7 @@ def train(
     round_number: int,
     *,
     site: str = "",
+    feedback: Feedback | None = None,
 ) -> TrainResult:
     """One site's part in one round: train from the weights received and write the update.
 
@@ -98,6 +100,7 @@ def train(
         out: where the update goes: what each float tensor moved by, other tensors whole.
         seed: of the plan; with round and site it decides the order of rows.
         site: asset id of the dataset, so that sites do not shuffle alike.
+        feedback: the form in which the update travels; whole floats when None.
     Raises:
         Rejected: ``E_DATA``, ``E_LAYOUT``, ``E_TENSORS``, ``E_CONFIG``; ``E_NOT_FINITE``: training diverged.
         Unchecked: a file is missing, or a part of fedhub is not installed.
@@ -113,7 +116,8 @@ def train(
         before = _arrays(model)
         right, input_loss = measure(model, features, labels)
         loss = fit(model, features, labels, parameters, parameters["epochs"], generator)
-        digest = _write_update(out, before, _arrays(model), layout_of_model(model))
+        changes = _changes(before, _arrays(model), layout_of_model(model))
+        digest = write_update(out, changes, layout_of_model(model), feedback or Feedback())
     metrics = {"loss": loss, "input_accuracy": right / len(rows), "input_loss": input_loss}
     return TrainResult(len(rows), metrics, digest.sha256, digest.size, digest.parts)
 
@@ -287,15 +291,14 @@ def save_weights(model: "nn.Module", path: Path) -> FileDigest:
         return writer.finish()
 
 
-def _write_update(
-    path: Path, before: dict[str, Array], after: dict[str, Array], layout: Layout
-) -> FileDigest:
-    with TensorWriter(path, layout) as writer:
-        for spec in layout.tensors:
-            change = after[spec.name] - before[spec.name] if spec.is_float else after[spec.name]
-            _check_finite(spec, change)
-            writer.write(change.reshape(-1))
-        return writer.finish()
+def _changes(before: dict[str, Array], after: dict[str, Array], layout: Layout) -> dict[str, Array]:
+    """What each float tensor moved by; other tensors whole."""
+    changes = {}
+    for spec in layout.tensors:
+        change = after[spec.name] - before[spec.name] if spec.is_float else after[spec.name]
+        _check_finite(spec, change)
+        changes[spec.name] = change
+    return changes
 
 
 def _check_finite(spec: TensorSpec, values: Array) -> None:

@@ -67,8 +67,8 @@ def _one_per_column(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def _files(module: str) -> tuple[str, ...]:
-    own = f"recipes/{module}.py"
-    return tuple(sorted((own, "recipes/loop.py", "recipes/rows.py", "tensors.py", "training.py")))
+    shared = ("compression.py", "recipes/loop.py", "recipes/rows.py", "tensors.py", "training.py")
+    return tuple(sorted((f"recipes/{module}.py", *shared)))
 
 
 _ALL = (

@@ -3,7 +3,7 @@
 import base64
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,13 +30,28 @@ def new(
         int | None, typer.Option(help="Approvals of a release (default: a majority).")
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="A recipe parameter, NAME=VALUE; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", "--parameter", help="A recipe parameter, NAME=VALUE; may be repeated."),
     ] = None,
-    strategy: Annotated[str, typer.Option()] = "FedAvg",
-    strategy_setting: Annotated[
-        list[str] | None, typer.Option("--strategy-set", help="A strategy parameter, NAME=VALUE.")
+    strategy: Annotated[str, typer.Option(help="How updates become an aggregate.")] = "FedAvg",
+    strategy_parameter: Annotated[
+        list[str] | None,
+        typer.Option("--strategy-parameter", "--strategy-set", help="Of the strategy, NAME=VALUE."),
     ] = None,
-    weighting: Annotated[str, typer.Option(help="examples or equal.")] = "examples",
+    weighting: Annotated[
+        str | None, typer.Option(help="examples or equal (default: as the strategy needs it).")
+    ] = None,
+    max_examples: Annotated[
+        int, typer.Option(help="Examples beyond which a site weighs no more.", min=1)
+    ] = 1_000_000,
+    compression: Annotated[str, typer.Option(help="How updates travel: none, bf16, fp16 or int8.")] = "none",
+    keep_updates: Annotated[
+        bool,
+        typer.Option("--keep-updates", help="Keep each site's updates, so that auditors can repeat the sum."),
+    ] = False,
+    bad_update: Annotated[
+        str, typer.Option(help="leave-out or stop, when a site's update breaks a rule.")
+    ] = "leave-out",
     seed: Annotated[int, typer.Option(min=0)] = 1,
     quorum: Annotated[
         int | None, typer.Option(help="Replies that close a round (default: all needed).")
@@ -60,8 +75,12 @@ def new(
         days=days,
         parameters=_settings(setting),
         strategy=strategy,
-        strategy_parameters=_settings(strategy_setting),
+        strategy_parameters=_settings(strategy_parameter),
         weighting=weighting,
+        max_examples=max_examples,
+        compression=compression,
+        keep_updates=keep_updates,
+        bad_update=bad_update,
         seed=seed,
         quorum=quorum,
         round_deadline_s=deadline,
@@ -186,18 +205,12 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
     )
 
 
-def _settings(texts: list[str] | None) -> dict[str, Any]:
-    """``NAME=VALUE`` texts as members; whole numbers, true, false and [lists] are JSON, all else is text."""
-    found: dict[str, Any] = {}
+def _settings(texts: list[str] | None) -> dict[str, str]:
+    """``NAME=VALUE`` texts as members; what type a value is, its rule decides."""
+    found: dict[str, str] = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise Unchecked("E_USAGE", f"{text!r} is not NAME=VALUE", "for example --set epochs=2")
-        plain = value.lstrip("-").isdigit() or value in ("true", "false") or value.startswith("[")
-        try:
-            found[name] = json.loads(value) if plain else value
-        except ValueError as error:
-            raise Unchecked(
-                "E_USAGE", f"{text!r}: the value is no JSON", "for example --set epochs=2"
-            ) from error
+        found[name] = value
     return found
