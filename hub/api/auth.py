@@ -4,7 +4,7 @@ A session is one transaction. It is committed when the route function has return
 sent, so an answer is never ahead of what it says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -50,19 +50,6 @@ def current_actor(request: Request, hub: HubHere) -> Actor:
 
 
 CurrentActor = Annotated[Actor, Depends(current_actor)]
-
-
-def require_scope(scope: str) -> Callable[[Actor], Actor]:
-    """A dependency: a known caller whose credential has ``scope``."""
-
-    def scoped(actor: CurrentActor) -> Actor:
-        if not actor.known:
-            raise Refused("E_LOGIN", "this needs a login", "Log in or send a token.", status=401)
-        if scope not in actor.scopes:
-            raise Refused("E_SCOPE", f"the token lacks the scope {scope}", f"Make a token with {scope}.")
-        return actor
-
-    return scoped
 
 
 def coordinator_actor(actor: CurrentActor) -> Actor:

@@ -65,14 +65,6 @@ class Rate:
                 self._forget(at)
         return 0.0
 
-    def wait(self, name: str, *, now: float | None = None) -> float:
-        """Like ``take`` without counting."""
-        if not self._per_second:
-            return 0.0
-        with self._lock:
-            level = self._level(name, time.monotonic() if now is None else now)
-        return 0.0 if level >= 1 else (1 - level) / self._per_second
-
     def _level(self, name: str, at: float) -> float:
         level, since = self._levels.get(name, (self._burst, at))
         return min(self._burst, level + (at - since) * self._per_second)

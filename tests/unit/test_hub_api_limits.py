@@ -22,13 +22,6 @@ def test_names_do_not_pay_for_each_other() -> None:
     assert rate.take("a", now=0.0) > 0
 
 
-def test_looking_does_not_count() -> None:
-    rate = Rate(1)
-    assert [rate.wait("a", now=0.0) for _ in range(5)] == [0.0] * 5
-    rate.take("a", now=0.0)
-    assert rate.wait("a", now=0.0) > 0
-
-
 def test_no_limit_means_none() -> None:
     rate = Rate(0)
     assert all(rate.take("a", now=0.0) == 0.0 for _ in range(1000))
