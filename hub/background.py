@@ -16,7 +16,7 @@ from typing import Protocol
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hub.context import Hub
-from hub.services import uploads
+from hub.services import plain_uploads, uploads, xet_ingest
 from hub.services.pulls import forget_capabilities
 from hub.tables import LeaseRow
 from storage.errors import FedhubError
@@ -111,6 +111,8 @@ class Housekeeper:
         if self._clock() >= self._tidy_at:
             self._tidy_at = self._clock() + TIDY_EVERY_S
             uploads.expire(self._hub)
+            plain_uploads.expire(self._hub)
+            xet_ingest.expire(self._hub)
             with self._hub.database.session_scope() as session:
                 forget_capabilities(self._hub, session)
 

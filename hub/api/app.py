@@ -17,6 +17,8 @@ from federation.wire import Problem
 from hub import __version__
 from hub.api import alliance, coordinator, health, log, plans, pulls, registry, runs, statements, uploads
 from hub.api.health import Meters
+from hub.api.huggingface import files, repos, trees, xet
+from hub.api.huggingface import uploads as transfers
 from hub.api.limits import Doorkeeper, Rate
 from hub.api.problems import add_problems
 from hub.context import Hub, NodeRegistry
@@ -38,6 +40,15 @@ ROUTERS: tuple[APIRouter, ...] = (
     plans.router,
     runs.router,
     coordinator.router,
+)
+# At the hub's root, where stock Hugging Face clients expect them; the last one answers what is left.
+HUGGINGFACE: tuple[APIRouter, ...] = (
+    repos.router,
+    trees.router,
+    transfers.router,
+    files.router,
+    xet.router,
+    repos.unknown_router,
 )
 PAGES = "hub.web.pages"
 
@@ -172,6 +183,8 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
         from hub.web import pages
 
         app.include_router(pages.router)
+    for router in HUGGINGFACE:
+        app.include_router(router)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
     _describe(app)
     return app
@@ -187,6 +200,7 @@ def create_download_app(settings: Settings, *, hub: Hub | None = None) -> FastAP
     app.state.meters = Meters()
     add_problems(app)
     app.include_router(pulls.download_router)
+    app.include_router(files.download_router)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
     return app
 

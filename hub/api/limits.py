@@ -27,6 +27,8 @@ from storage.errors import Rejected
 
 # Requests that carry signed documents, by the end of their path.
 _STATEMENTS = re.compile(r"/api/v1/(statements|plans|institutions(/[^/]+/keyring)?|models/.+/versions)")
+# Requests whose routes read their bodies in pieces, each with a limit of its own.
+_STREAMED = re.compile(r"/api/(models|datasets)/[^/]+/[^/]+/commit/|/xet/")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 _HEADERS = {
@@ -129,8 +131,14 @@ class Doorkeeper:
                 Retry_After=_whole(wait_s),
             )
             return refusal, receive
-        if scope["method"] not in WITH_BODY or not scope["path"].startswith("/api/v1/"):
+        if scope["method"] not in WITH_BODY or _STREAMED.match(scope["path"]):
             return None, receive
+        if not scope["path"].startswith("/api/v1/"):
+            body = await _read_body(headers, receive, self._settings.json_limit)
+            if body is not None:
+                return None, _replay(body, receive)
+            rule = f"the body is over {self._settings.json_limit} bytes"
+            return problem(413, "E_LIMIT", rule, "FEDHUB_JSON_LIMIT of this hub sets it."), receive
         statements = _STATEMENTS.fullmatch(scope["path"]) is not None
         limit = self._settings.statement_limit if statements else self._settings.json_limit
         body = await _read_body(headers, receive, limit)

@@ -1,10 +1,10 @@
 """Addresses of large files for clients that follow them again and again: each request is decided anew.
 
-A stock client resumes a cut transfer at the address it was given, minutes or hours later. So the address is not
-the store's, which would outlive a revoked grant, but one on the download origin that holds a signed capability:
+A stock client resumes a cut transfer at the address it was given, minutes or hours later. So the address is
+not the store's, which would outlive a revoked grant, but one on the download origin with a signed capability:
 whose it is, by which token, for which file of which version. The origin asks the log, the membership and the
-token again on every request, and sends the client on to an address of the store that lives seconds. Nothing is
-kept of it.
+token again on every request, and sends the client on to an address of the store that lives seconds. Nothing
+is kept of it.
 """
 
 from dataclasses import dataclass

@@ -343,19 +343,28 @@ def readable(hub: Hub, session: Session, actor: Actor, repo: Repo, row: Revision
     Raises:
         Refused: ``E_GATED``; a draft of others, or no grant allows it, with the reason.
     """
-    if is_own(actor, repo) or (row.asset_id is None and row.statement is None):
+    check_visible(actor, repo, row)
+    if is_own(actor, repo) or row.asset_id is None or row.version is None:
         return None
-    if row.statement is None or row.asset_id is None or row.version is None:
-        raise Refused(
-            "E_GATED",
-            f"{repo.name} at {row.id[:12]} is a draft: only {repo.owner} may read it before it is signed",
-            f"Ask {repo.owner} for a version.",
-        )
     use = Use(repo.owner, repo.visibility, repo.name, row.version, row.asset_id)
     try:
         return decide_use(hub, session, use, actor.institution)
     except Refused as error:
         raise Refused("E_GATED", f"{error.message} ({error.code})", error.hint) from error
+
+
+def check_visible(actor: Actor, repo: Repo, row: RevisionRow) -> None:
+    """Drafts are for their own institution; names of a version's files are for all who see the repository.
+
+    Raises:
+        Refused: ``E_GATED``.
+    """
+    if row.asset_id is not None and row.statement is None and not is_own(actor, repo):
+        raise Refused(
+            "E_GATED",
+            f"{repo.name} at {row.id[:12]} is a draft: only {repo.owner} may read it before it is signed",
+            f"Ask {repo.owner} for a version.",
+        )
 
 
 # --- branches and tags --------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""Reading files of a revision: small ones through the hub, large ones at an address of the download origin.
+
+A client's HEAD tells commit, name of the bytes and size; its cache needs all three. Every answer is
+decided by ``services.revisions.readable``, and a pull under a grant leaves its receipt in the log.
+"""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlmodel import Session
+
+from hub.access import Actor
+from hub.api.auth import CurrentActor, HubHere, ReadSession
+from hub.api.huggingface.asking import Name, Namespace, revision_and_path, warn_about
+from hub.api.huggingface.refusals import StockRoute, refusal
+from hub.context import Hub
+from hub.services import downloads, revisions
+from hub.services.downloads import Bearer
+from hub.services.pulls import ensure_receipt
+from hub.services.repo_files import RepoFile, content_of, file_at
+from hub.services.revisions import Kind
+from hub.tables import RevisionRow
+from storage.errors import Unchecked
+
+router = APIRouter(route_class=StockRoute, include_in_schema=False)
+download_router = APIRouter(tags=["downloads"])
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,15})-([0-9]{0,15})|-([0-9]{1,15}))")
+
+
+@router.api_route("/datasets/{ns}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+def dataset_file(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, request: Request, ns: Namespace, name: Name
+) -> Response:
+    """One file of a data set."""
+    return _resolve(hub, session, actor, request, "dataset", f"{ns}/{name}", 4)
+
+
+@router.api_route("/{ns}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+def model_file(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, request: Request, ns: Namespace, name: Name
+) -> Response:
+    """One file of a model."""
+    return _resolve(hub, session, actor, request, "model", f"{ns}/{name}", 3)
+
+
+def _resolve(
+    hub: Hub, session: Session, actor: Actor, request: Request, kind: Kind, name: str, skip: int
+) -> Response:
+    repo = revisions.find(hub, session, actor, kind, name)
+    revision, path = revision_and_path(request, skip)
+    row = revisions.resolve(session, actor, repo, revision)
+    grant = revisions.readable(hub, session, actor, repo, row)
+    try:
+        file = file_at(hub, session, repo, row, path)
+    except Unchecked as error:
+        if error.code != "E_ENTRY":
+            raise
+        return refusal(request, error, X_Repo_Commit=row.id)  # so that clients remember the absence
+    if grant is not None and (file.large or request.method == "GET"):
+        ensure_receipt(hub, str(actor.institution), str(row.asset_id), grant)
+    if file.large:
+        bearer = Bearer.of(actor, request.headers.get("authorization"))
+        response = Response(status_code=302, headers=_large(hub, bearer, repo, row, file))
+    else:
+        response = _small(hub, session, request, row, file)
+    response.headers["X-Repo-Commit"] = row.id
+    response.headers["Cache-Control"] = "private, no-cache"
+    if row.asset_id is not None:
+        response.headers["X-Manifest-Sha256"] = row.asset_id
+    warn_about(hub, session, response, repo, row, grant)
+    return response
+
+
+def _large(
+    hub: Hub, bearer: Bearer, repo: revisions.Repo, row: RevisionRow, file: RepoFile
+) -> dict[str, str]:
+    return {
+        "Location": downloads.address(hub, bearer, repo, row, file),
+        "ETag": f'"{file.etag}"',
+        "X-Linked-Etag": f'"{file.etag}"',
+        "X-Linked-Size": str(file.size),
+    }
+
+
+def _small(hub: Hub, session: Session, request: Request, row: RevisionRow, file: RepoFile) -> Response:
+    headers = {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
+    kind = "application/octet-stream"
+    if request.method == "HEAD":
+        headers["Content-Length"] = str(file.size)
+        return Response(status_code=200, headers=headers, media_type=kind)
+    window = _window(request.headers.get("range", ""), file.size)
+    if window is None:
+        return Response(content_of(hub, session, row, file), 200, headers, kind)
+    start, end = window
+    if start >= end:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{file.size}"})
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
+    return Response(content_of(hub, session, row, file)[start:end], 206, headers, kind)
+
+
+def _window(text: str, size: int) -> tuple[int, int] | None:
+    """First byte and end of a single range; None for the whole file, also for other forms of ranges."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return None
+    if match[3]:
+        return max(0, size - int(match[3])), size
+    end = min(size, int(match[2]) + 1) if match[2] else size
+    return int(match[1]), end
+
+
+@download_router.api_route(
+    "/f/{capability}", methods=["GET", "HEAD"], response_class=RedirectResponse, status_code=307
+)
+def follow(
+    hub: HubHere, session: ReadSession, capability: Annotated[str, Path(max_length=4096)]
+) -> RedirectResponse:
+    """Decide anew, then send the caller on to an address of the store that lives seconds."""
+    address = downloads.locate(hub, session, capability)
+    return RedirectResponse(address, 307, headers={"Cache-Control": "no-store"})
