@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,14 +36,21 @@ class Bundle:
 @cache
 def coordinator_bundle() -> Bundle:
     """Our coordinator as Flower wants it, built from the files installed here."""
-    from flwr.cli.build import build_fab_from_files
-
     files = {
         str(path.relative_to(APP).as_posix()): path.read_bytes()
         for path in sorted(APP.rglob("*"))
         if path.is_file() and path.suffix in ("", ".py", ".toml")
     }
-    content, _ = build_fab_from_files(dict(files))
+    return build_bundle(files)
+
+
+def build_bundle(files: Mapping[str, bytes]) -> Bundle:
+    """A Flower app bundle of these files, by their paths; the same files always give the same bytes here."""
+    from flwr.cli.build import build_fab_from_files
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # flwr's own, about its use of pathspec
+        content, _ = build_fab_from_files(dict(files))
     return Bundle(content, hashlib.sha256(content).hexdigest())
 
 
