@@ -15,6 +15,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -130,11 +132,27 @@ class Database:
         """Take the tables back to ``revision`` (``base``: none)."""
         self._migrate(command.downgrade, revision)
 
-    def _migrate(self, step: Any, revision: str) -> None:
+    def revisions(self) -> tuple[str | None, str | None]:
+        """The revision that the tables have (None: no tables) and the newest that this program knows."""
+        with self.engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        return found, ScriptDirectory.from_config(self._config()).get_current_head()
+
+    def knows(self, revision: str) -> bool:
+        """Whether this program has the steps that lead to a revision."""
+        return revision in {
+            each.revision for each in ScriptDirectory.from_config(self._config()).walk_revisions()
+        }
+
+    def _config(self) -> Config:
         config = Config()
         config.set_main_option(
             "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
         )
+        return config
+
+    def _migrate(self, step: Any, revision: str) -> None:
+        config = self._config()
         with self.only_one("migrate"), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             step(config, revision)

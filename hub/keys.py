@@ -44,11 +44,6 @@ class HubKeys:
         """Where SuperLink's launcher reads the Control API's token."""
         return self.shared / "control.token"
 
-    @property
-    def blob_file(self) -> Path:
-        """Where the folder store's server reads its secret."""
-        return self.folder / "blob.secret"
-
     def derive(self, purpose: str) -> bytes:
         """A secret of 32 bytes for one more purpose, bound to ``token.secret``."""
         return hmac.digest(self.token_secret, f"fedhub {purpose}".encode(), hashlib.sha256)

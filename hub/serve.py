@@ -2,10 +2,12 @@
 
 Beside the two web applications run: the blob server of a folder store and SuperLink as child processes,
 each started again when it dies, and the supervisor of runs. Children end with this process, however it
-ends. SIGTERM or Ctrl-C stops in order: no new requests, supervisor, children, log published.
+ends. SIGTERM or Ctrl-C stops in order: no new requests, supervisor, children, log published. A store that
+breaks a promise on which safety rests stops the start.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -21,10 +23,11 @@ import uvicorn
 
 from federation.lifeline import plain_environment, python_command
 from hub import __version__
-from hub.api.app import create_app, create_download_app, open_hub
+from hub.api.app import create_app, create_download_app, near_store_of, open_hub, store_secret_of
 from hub.context import Hub, NodeRegistry
 from hub.logs import log_as_json
 from hub.services.alliance import hub_info
+from hub.services.store_check import ensure_safe
 from hub.settings import Settings
 from hub.supervisor import start_supervisor
 from storage.errors import Unchecked
@@ -63,19 +66,24 @@ def run_hub(settings: Settings, *, ready: Callable[[Hub], None] | None = None) -
     hub = open_hub(settings, nodes=control_of(settings))
     children = Children(settings, hub)
     children.start()
-    children.wait_started()
-    servers = [
-        _server(create_app(settings, hub=hub), settings),
-        _server(create_download_app(settings, hub=hub), settings),
-    ]
-    background = start_supervisor(hub)
     try:
-        with _stopping(servers):
-            asyncio.run(_serve(servers, [api, downloads], None if ready is None else lambda: ready(hub)))
+        children.wait_started()
+        ensure_safe(near_store_of(settings, hub.keys), settings.store, hub.ledger.now())
+        servers = [
+            _server(create_app(settings, hub=hub), settings),
+            _server(create_download_app(settings, hub=hub), settings),
+        ]
+        background = start_supervisor(hub)
+        try:
+            with _stopping(servers):
+                asyncio.run(_serve(servers, [api, downloads], None if ready is None else lambda: ready(hub)))
+        finally:
+            background.stop()
     finally:
-        background.stop()
         children.stop()
         hub.database.close()
+        for one in (api, downloads):
+            one.close()
 
 
 # --- ports ------------------------------------------------------------------------------------------------
@@ -148,13 +156,15 @@ class BlobServer:
             python_command(
                 "storage.blob_server",
                 *("--root", str(root), "--host", settings.listen, "--port", str(settings.blob_port)),
-                *("--secret-file", str(hub.keys.blob_file), "--parent-pid", str(os.getpid())),
+                *("--secret-file", "/dev/stdin", "--parent-pid", str(os.getpid())),
             ),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=plain_environment(),
         )
-        assert self._process.stdout is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as given:
+            given.write(store_secret_of(settings, hub.keys).encode())
         if not self._process.stdout.readline():
             self._process.wait(STOP_S)
             raise Unchecked("E_BLOB_SERVER", "the folder store's server did not start; its output says why")

@@ -60,6 +60,9 @@ class BlobStore(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None where there is none."""
 
+    def written_at(self, key: str) -> float | None:
+        """When the object was written, seconds since 1970 by the store's own clock; None: none is there."""
+
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is no error."""
 
@@ -86,6 +89,9 @@ class BlobStore(Protocol):
 
     def abort_parts(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; an unknown one is no error."""
+
+    def unfinished(self) -> Iterator[tuple[str, str, float]]:
+        """Key, id and beginning (seconds since 1970) of each upload of parts neither joined nor dropped."""
 
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         """URL that reads this object, without any other credential, for ``expires_s`` seconds."""
@@ -226,6 +232,12 @@ class FolderStore:
         path = self.path(key)
         return path.stat().st_size if path.is_file() else None
 
+    def written_at(self, key: str) -> float | None:
+        try:
+            return self.path(key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def delete(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
 
@@ -318,6 +330,13 @@ class FolderStore:
             incoming.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
+    def unfinished(self) -> Iterator[tuple[str, str, float]]:
+        for folder in sorted(self._uploads.iterdir()):
+            try:
+                yield (folder / "key").read_text(), folder.name, (folder / "key").stat().st_mtime
+            except FileNotFoundError:  # just begun, or joined meanwhile
+                continue
+
     def abort_parts(self, key: str, upload_id: str) -> None:
         if _UPLOAD_ID.fullmatch(upload_id):
             shutil.rmtree(self._uploads / upload_id, ignore_errors=True)
@@ -403,6 +422,7 @@ class MemoryStore:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.objects: dict[str, bytes] = {}
+        self.times: dict[str, float] = {}  # of objects and of unfinished uploads
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
         self._signer = OrderSigner(secrets.token_bytes(32))
         self._clock = clock
@@ -411,6 +431,7 @@ class MemoryStore:
         if create_only and check_key(key) in self.objects:
             raise blob_exists(key)
         self.objects[check_key(key)] = bytes(data)
+        self.times[key] = self._clock()
 
     def get(self, key: str) -> bytes:
         if check_key(key) not in self.objects:
@@ -427,6 +448,9 @@ class MemoryStore:
 
     def size(self, key: str) -> int | None:
         return len(self.objects[key]) if check_key(key) in self.objects else None
+
+    def written_at(self, key: str) -> float | None:
+        return self.times[key] if check_key(key) in self.objects else None
 
     def delete(self, key: str) -> None:
         self.objects.pop(check_key(key), None)
@@ -445,6 +469,7 @@ class MemoryStore:
     def begin_parts(self, key: str) -> str:
         upload_id = secrets.token_hex(16)
         self.uploads[upload_id] = (check_key(key), {})
+        self.times[upload_id] = self._clock()
         return upload_id
 
     def part_order(self, key: str, upload_id: str, number: int, sha256: str, size: int) -> Order:
@@ -468,8 +493,12 @@ class MemoryStore:
             return
         parts = self._parts(key, upload_id)
         numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
-        self.objects[key] = b"".join(parts[number] for number in numbers)
+        self.put(key, b"".join(parts[number] for number in numbers))
         del self.uploads[upload_id]
+
+    def unfinished(self) -> Iterator[tuple[str, str, float]]:
+        for upload_id, (key, _parts) in sorted(self.uploads.items()):
+            yield key, upload_id, self.times[upload_id]
 
     def abort_parts(self, key: str, upload_id: str) -> None:
         self.uploads.pop(upload_id, None)
@@ -501,5 +530,5 @@ class MemoryStore:
             fields = dict(item.split("=") for item in rest.split("&"))
             self._parts(key, fields["uploadId"])[int(fields["partNumber"])] = data
         else:
-            self.objects[key] = data
+            self.put(key, data)
         return sha256

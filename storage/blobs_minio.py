@@ -98,6 +98,16 @@ class MinioStore:
                 raise
             return None
 
+    def written_at(self, key: str) -> float | None:
+        try:
+            with self._errors(key):
+                at = self._client.stat_object(self._bucket, check_key(key)).last_modified
+        except Unchecked as error:
+            if error.code != "E_NO_BLOB":
+                raise
+            return None
+        return None if at is None else at.timestamp()
+
     def delete(self, key: str) -> None:
         with self._errors(key):
             self._client.remove_object(self._bucket, check_key(key))
@@ -176,6 +186,20 @@ class MinioStore:
         except Unchecked as error:
             if error.code != "E_NO_UPLOAD":
                 raise
+
+    def unfinished(self) -> Iterator[tuple[str, str, float]]:
+        key_marker, id_marker = None, None
+        while True:
+            with self._errors(self._bucket):
+                page = self._client._list_multipart_uploads(
+                    self._bucket, key_marker=key_marker, upload_id_marker=id_marker
+                )
+            for upload in page.uploads:
+                begun = upload.initiated_time
+                yield upload.object_name, str(upload.upload_id), begun.timestamp() if begun else 0.0
+            if not page.is_truncated:
+                return
+            key_marker, id_marker = page.next_key_marker, page.next_upload_id_marker
 
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         headers: DictType = {}

@@ -468,5 +468,5 @@ def _store(folder: Path, *, s3: bool) -> Iterator[dict[str, str]]:
     keys = open_keys(folder / "hub" / "keys", ORIGIN)
     root = folder / "hub" / "store"
     root.mkdir(parents=True)
-    with blob_server(root, "--secret-file", str(keys.blob_file)) as url:
+    with blob_server(root, "--secret-file", str(keys.folder / "blob.secret")) as url:
         yield {"store_public_url": url}

@@ -92,13 +92,27 @@ def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegi
 
 def store_of(settings: Settings, keys: HubKeys) -> BlobStore:
     """The object store that the settings name."""
-    access, secret = settings.store_access_key, settings.store_secret_key
+    access = settings.store_access_key
     return open_store(
         settings.store,
         settings.store_public,
         access=None if access is None else access.get_secret_value(),
-        secret=keys.blob_secret if secret is None else secret.get_secret_value(),
+        secret=store_secret_of(settings, keys),
     )
+
+
+def store_secret_of(settings: Settings, keys: HubKeys) -> str:
+    """What signs orders and addresses: the setting, or for a folder without one the hub's own secret.
+
+    The folder's server is told the same by ``hub.serve``.
+    """
+    secret = settings.store_secret_key
+    return keys.blob_secret if secret is None else secret.get_secret_value()
+
+
+def near_store_of(settings: Settings, keys: HubKeys) -> BlobStore:
+    """The same store, signing for the address at which this machine reaches it."""
+    return store_of(settings.model_copy(update={"store_public_url": None}), keys)
 
 
 def inner_store_of(settings: Settings) -> BlobStore | None:

@@ -1,15 +1,13 @@
 """``fedhub hub``: run a hub, look after it, invite members."""
 
 import base64
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hub.commands.homes import home_of
 from hub.terminal import Command, Terminal, terminal_of
-from storage.errors import Exit, FedhubError
+from storage.errors import Exit
 
 if TYPE_CHECKING:
     from federation.home import Home
@@ -107,17 +105,11 @@ def invite(
 
 @app.command("doctor", cls=Command)
 def doctor(ctx: typer.Context) -> Exit:
-    """Check what a hub stands on: its parts, settings, database and object store; says what to mend."""
+    """Check what a hub stands on: parts, disk, keys, ports, store, database, clock, log; says what to do."""
+    from hub.commands.doctor import diagnose
+
     terminal = terminal_of(ctx)
-    settings = _settings(terminal)
-    findings = [*_check_parts(), *_check_database(settings), *_check_store(settings)]
-    broken = [each for each in findings if not each["ok"]]
-    return terminal.done(
-        {"ok": not broken, "findings": findings},
-        *(f"{'ok    ' if each['ok'] else 'BROKEN'}  {each['what']}: {each['seen']}" for each in findings),
-        "All is well." if not broken else f"{len(broken)} of {len(findings)} checks failed.",
-        exit_code=Exit.REFUSED if broken else Exit.DONE,
-    )
+    return diagnose(terminal, _settings(terminal))
 
 
 def _settings(terminal: Terminal) -> "Settings":
@@ -152,48 +144,3 @@ def _announce(terminal: Terminal, settings: "Settings", told: dict[str, str], fi
     terminal.say(
         f"Next, in another terminal: fedhub --home {home} hub invite NAME ROLE. Ctrl-C stops the hub."
     )
-
-
-def _finding(what: str, ok: bool, seen: str) -> dict[str, Any]:
-    return {"what": what, "ok": ok, "seen": seen}
-
-
-def _check_parts() -> list[dict[str, Any]]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    findings = [_finding("Python", sys.version_info >= (3, 11), sys.version.split()[0])]
-    for name in ("cryptography", "fastapi", "flwr", "sqlmodel", "minio", "uvicorn"):
-        try:
-            findings.append(_finding(name, True, version(name)))
-        except PackageNotFoundError:
-            findings.append(_finding(name, False, "not installed: pip install 'fedhub[hub]'"))
-    return findings
-
-
-def _check_database(settings: "Settings") -> list[dict[str, Any]]:
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.exc import SQLAlchemyError
-
-    kind = settings.database.partition(":")[0]
-    if kind == "sqlite" and not Path(settings.database.removeprefix("sqlite:///")).exists():
-        return [_finding("database", True, "SQLite, made at the first start")]
-    try:
-        engine = create_engine(settings.database)
-        tables = len(inspect(engine).get_table_names())
-        engine.dispose()
-    except SQLAlchemyError as error:
-        reason = type(error).__name__
-        return [_finding("database", False, f"{kind} does not answer ({reason}); see FEDHUB_DATABASE_URL")]
-    return [_finding("database", True, f"{kind} with {tables} tables")]
-
-
-def _check_store(settings: "Settings") -> list[dict[str, Any]]:
-    from hub.api.app import store_of
-    from hub.commands.store_probe import probe
-    from hub.keys import keys_of
-
-    try:
-        store = store_of(settings, keys_of(settings))
-    except FedhubError as error:
-        return [_finding("object store", False, f"{error.message}; {error.hint}")]
-    return [_finding(f"object store: {each.promise}", each.kept, each.seen) for each in probe(store)]
