@@ -29,7 +29,7 @@ from hub.services import alliance as members
 from hub.settings import Settings
 from storage.blobs import BlobStore
 from storage.errors import Unchecked
-from storage.stores import open_store
+from storage.stores import folder_of, open_store
 
 ROUTERS: tuple[APIRouter, ...] = (
     alliance.router,
@@ -81,7 +81,9 @@ def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegi
     operator = operator_home(settings, keys, fleet_ca)
     ledger = Ledger(database, store, keys.log, operator.institution)
     ledger.check_start()
-    hub = Hub(settings, database, store, ledger, keys, operator, fleet_ca, nodes, inner_store_of(settings))
+    hub = Hub(
+        settings, database, store, ledger, keys, operator, fleet_ca, nodes, inner_store_of(settings, keys)
+    )
     roots = [version.raw for _number, version in sorted(operator.ring.versions.items())]
     with database.only_one("found"), database.session_scope() as session:
         members.found(hub, session, roots)
@@ -115,12 +117,11 @@ def near_store_of(settings: Settings, keys: HubKeys) -> BlobStore:
     return store_of(settings.model_copy(update={"store_public_url": None}), keys)
 
 
-def inner_store_of(settings: Settings) -> BlobStore | None:
-    """An S3 store at the address by which the hub itself reaches it, where clients are given another."""
-    access, secret = settings.store_access_key, settings.store_secret_key
-    if settings.store_public_url is None or access is None or secret is None:
+def inner_store_of(settings: Settings, keys: HubKeys) -> BlobStore | None:
+    """An S3 store as the hub itself reaches it, where clients are given another address."""
+    if settings.store_public_url is None or folder_of(settings.store) is not None:
         return None
-    return open_store(settings.store, None, access.get_secret_value(), secret.get_secret_value())
+    return near_store_of(settings, keys)
 
 
 def fleet_authority(settings: Settings) -> str:
