@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,25 +185,33 @@ def spellings(row: list[int]) -> Iterator[bytes]:
 
 
 def test_no_row_leaves_the_site_in_any_spelling(watched: Watched) -> None:
-    texts = [watched.sent, *decoded(watched.sent)]
+    sent = b"\0\0\0\0".join([watched.sent, *decoded(watched.sent)])
     for part in ("train", "heldout"):
         for row in digits.read_rows(watched.alliance.data("lab-a") / f"{part}.csv"):
             for spelling in spellings(row):
-                assert not any(spelling in text for text in texts), f"a row of {part}.csv was sent"
+                assert spelling not in sent, f"a row of {part}.csv was sent"
 
 
 def decoded(sent: bytes) -> Iterator[bytes]:
     """Long runs of base64 in what was sent, decoded, and unpacked where they are packed."""
-    import re
+    for run in re.findall(rb"[A-Za-z0-9+/_-]{32,}", sent):
+        plain = run.replace(b"-", b"+").replace(b"_", b"/")
+        for start in range(4):  # what stands before it may look like base64 too
+            clean = plain[start:] + b"A" * (-len(plain[start:]) % 4)
+            raw = base64.b64decode(clean)
+            yield raw
+            try:
+                yield zlib.decompressobj().decompress(raw)
+            except zlib.error:
+                continue
 
-    for run in re.findall(rb"[A-Za-z0-9+/_-]{64,}={0,2}", sent):
-        clean = run.rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
-        raw = base64.b64decode(clean[: len(clean) // 4 * 4])
-        yield raw
-        try:
-            yield zlib.decompress(raw)
-        except zlib.error:
-            continue
+
+def test_the_search_finds_a_row_that_is_hidden_in_base64() -> None:
+    row = digits.split()["lab-a"]["train"][0]
+    for spelling in spellings(row):
+        for packed in (spelling, zlib.compress(spelling)):
+            sent = b'POST / {"reason":"' + base64.urlsafe_b64encode(packed).rstrip(b"=") + b'"}'
+            assert any(spelling in text for text in decoded(sent))
 
 
 def test_neither_file_digests_nor_the_salt_leave_the_site(watched: Watched) -> None:
