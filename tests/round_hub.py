@@ -322,7 +322,10 @@ class RoundHub:
         if found is None:
             raise Unchecked("E_NOT_FOUND", f"no weights {sha256}")
         url = self.store.signed_url(found.key, expires_s=300)
-        return wire.WeightsLocation(sha256=sha256, size=found.size, url=url, parts=found.parts)
+        receipts = [one.id for one in self.receipts() if one.subject == sha256]
+        return wire.WeightsLocation(
+            sha256=sha256, size=found.size, url=url, parts=found.parts, receipts=receipts
+        )
 
     def work(self) -> wire.Work:
         assert self.plan is not None
@@ -339,6 +342,10 @@ class RoundHub:
                 wire.WorkSite(institution=lab.home.institution, dataset=lab.dataset, node_id=lab.node_id)
                 for lab in labs
             ],
+            state={
+                slot: self.weights(file.sha256)
+                for slot, file in (self.rounds[-1].state if self.rounds else {}).items()
+            },
         )
 
     def orders(self, request: wire.OrdersRequest) -> wire.Orders:
@@ -407,6 +414,19 @@ class LocalClient:
     def __init__(self, hub: RoundHub, institution: str | None) -> None:
         self.hub = hub
         self.member = institution
+
+    def hub_info(self) -> wire.HubInfo:
+        known = self.hub.operator
+        return wire.HubInfo(
+            origin=HUB,
+            operator=OPERATOR,
+            operator_pin=known.ring.pin,
+            log_key=LOG_KEY,
+            version="0",
+            fleet=known.fleet,
+            fleet_ca=(known.path / "fleet-ca.pem").read_text(),
+            log_base="",
+        )
 
     def keyring(self, name: str) -> list[str]:
         ring = self.hub.homes()[name].ring
@@ -534,6 +554,8 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
     parts = path.split("/")
     found: Any = None
     match method, parts:
+        case "GET", ["hub"]:
+            found = client.hub_info()
         case "GET", ["institutions", name, "keyring"]:
             return {"roots": client.keyring(name)}
         case "POST", ["statements"]:

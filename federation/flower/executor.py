@@ -46,6 +46,7 @@ def coordinator_bundle() -> Bundle:
 
 def build_bundle(files: Mapping[str, bytes]) -> Bundle:
     """A Flower app bundle of these files, by their paths; the same files always give the same bytes here."""
+    keep_quiet()
     from flwr.cli.build import build_fab_from_files
 
     with warnings.catch_warnings():
