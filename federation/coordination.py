@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation import transfer
+from federation.closing import Closing, Stopped
 from federation.delivery import Exchange
 from federation.plan import read_config
-from federation.round_desk import RoundDesk, Stopped, Weights
+from federation.round_desk import RoundDesk, Weights
 from federation.strategies import make_strategy
 from federation.wire import EventReport, RunEnd, WeightsLocation, WorkSite
 from storage.errors import FedhubError, Refused, Unchecked
@@ -76,9 +77,10 @@ class Coordinator:
         over = threading.Event()
         threading.Thread(target=self._beat, args=(over,), name="alive", daemon=True).start()
         try:
+            closing = Closing(self, work, config, strategy)
             weights = Weights(self, work.input)
             for number in range(work.next_round, work.rounds + 1):
-                desk = RoundDesk(self, work, config, strategy, number, weights)
+                desk = RoundDesk(self, work, config, closing, number, weights)
                 weights = desk.run()
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="finished"))
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import transfer
-from federation.aggregation import AggregationResult, SiteUpdate, aggregate, check_update, site_weight
+from federation.aggregation import SiteUpdate, check_update, site_weight
+from federation.closing import Closing, Stopped, Taken
 from federation.delivery import Delivery
 from federation.errors import UpdateRejected
-from federation.evaluation import mean_metrics
-from federation.messages import InputReference, OrderMessage, OrderReply, read_message
+from federation.messages import InputReference, OrderMessage, OrderReply, ReceiptReference, read_message
 from federation.plan import Config
 from federation.rounds import Declined, Disproved, Event, Replied, Round, Ticked, advance, open_round
-from federation.strategies import Strategy
 from federation.tensors import Layout, layout_of
-from federation.wire import OrdersRequest, RoundReport, WeightsLocation, Work, WorkSite
+from federation.wire import OrdersRequest, WeightsLocation, Work, WorkSite
 from storage.encoding import format_time
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
+from storage.signing import open_envelope
+from storage.statements import read_statement
 
 if TYPE_CHECKING:
     from federation.coordination import Coordinator
@@ -37,10 +37,6 @@ AGAIN_S = 5.0  # pause before a site that could not is asked again
 GONE_S = 60.0  # how long a round that has its quorum waits for a site that is not connected
 GONE_BEFORE_S = 2.0  # the same, for a site that was already gone in the round before
 _log = logging.getLogger("fedhub.coordinator")
-
-
-class Stopped(Exception):
-    """The run cannot go on; the text says why, for people."""
 
 
 @dataclass
@@ -98,14 +94,14 @@ class RoundDesk:
         coordinator: "Coordinator",
         work: Work,
         config: Config,
-        strategy: Strategy,
+        closing: Closing,
         number: int,
         weights: Weights,
     ) -> None:
         self._run = coordinator
         self._work = work
         self._config = config
-        self._strategy = strategy
+        self._closing = closing
         self._number = number
         self._weights = weights
         self._began = coordinator.clock()
@@ -285,12 +281,39 @@ class RoundDesk:
                 f"update of {one.site.institution}: {reply.update.size} bytes, at most {limit} can be right",
             )
         site_weight(dataset, reply.examples, self._config.weighting, self._config.max_examples)
+        self._check_receipt(one, reply, reply.receipt)
         self._apply(Replied(dataset, self._run.clock(), reply.update.sha256, self._weights.sha256))
         if dataset not in self.state.replies:
             return
         one.reply = reply
         one.replied_s = self._run.clock() - self._began
         one.fetch = self._run.fetchers.submit(self._fetch_update, one, reply)
+
+    def _check_receipt(self, one: SiteState, reply: OrderReply, reference: ReceiptReference) -> None:
+        """The receipt says what the reply says, of this round; the hub tells later whether it is logged.
+
+        Raises:
+            Rejected: ``E_RECEIPT``: it is of another round, plan, input, update or site, as an old one is.
+        """
+        receipt = read_statement(open_envelope(reference.bundle.encode()))
+        assert reply.update is not None
+        says = receipt.predicate if receipt.kind == "receipt" else {}
+        for name, expected, found in (
+            ("kind", "receipt", receipt.kind),
+            ("id", reference.id, receipt.id),
+            ("plan", self._run.plan, says.get("plan")),
+            ("round", self._number, says.get("round")),
+            ("action", "train", says.get("action")),
+            ("input", self._weights.sha256, says.get("input")),
+            ("update", reply.update.sha256, receipt.subject),
+            ("examples", reply.examples, says.get("examples")),
+            ("issuer", one.site.institution, says.get("issuer")),
+        ):
+            if expected != found:
+                raise Rejected(
+                    "E_RECEIPT",
+                    f"receipt of {one.site.institution}: its {name} should be {expected}, it is {found}",
+                )
 
     def _fetch_update(self, one: SiteState, reply: OrderReply) -> Path:
         """The update, fetched and checked alone; runs in a thread beside the loop."""
@@ -300,6 +323,10 @@ class RoundDesk:
         if (location.size, location.parts) != (update.size, update.parts):
             raise Rejected(
                 "E_REPLY", f"update of {one.site.institution}: its size or parts are not those of the upload"
+            )
+        if reply.receipt is None or reply.receipt.id not in location.receipts:
+            raise Rejected(
+                "E_RECEIPT", f"update of {one.site.institution}: the receipt that was sent is not in the log"
             )
         # A folder for each site: two may send the same bytes, which are fetched under a name of their digest.
         path = self._run.space("updates", str(self._number), one.site.dataset) / "update.safetensors"
@@ -342,7 +369,8 @@ class RoundDesk:
         self._tell("site.left-out", one, {"code": error.code, "message": error.message})
         if self._config.bad_update == "stop":
             raise Stopped(f"round {self._number}: {self._names[one.site.dataset]}: {error}")
-        self._apply(Declined(one.site.dataset, self._run.clock(), error.code))
+        if one.site.dataset in self.state.waiting:
+            self._apply(Declined(one.site.dataset, self._run.clock(), error.code))
 
     def _disprove(self, dataset: str, error: FedhubError) -> None:
         one = self._sites[dataset]
@@ -392,63 +420,27 @@ class RoundDesk:
 
     def _close(self) -> Weights:
         """Fold in, upload, report."""
-        updates = [self._update(dataset) for dataset in self.state.folded]
         out = self._run.space("weights") / f"round-{self._number}.safetensors"
-        result = self._aggregate(updates, out)
-        transfer.send_file(self._run.client, out, plan=self._run.plan)
-        self._run.client.report_round(self._run.plan, self._report(result))
+        result = self._closing.close(
+            self._number,
+            self._weights.path,
+            self._weights.sha256,
+            [self._taken(dataset) for dataset in self.state.folded],
+            out,
+            began=self._began,
+        )
         shutil.rmtree(self._run.space("updates", str(self._number)), ignore_errors=True)
         self._weights.path.unlink(missing_ok=True)
         parts = None if result.parts is None else list(result.parts)
         location = WeightsLocation(sha256=result.sha256, size=result.size, url="", parts=parts)
         return Weights(self._run, location, out)
 
-    def _aggregate(self, updates: list[SiteUpdate], out: Path) -> AggregationResult:
-        if not self._strategy.step.slots:
-            return aggregate(self._strategy, self._weights.path, updates, out, round_number=self._number)
-        before = self._run.folder / "state" / str(self._number - 1)
-        after = self._run.space("state", str(self._number))
-        result = aggregate(
-            self._strategy,
-            self._weights.path,
-            updates,
-            out,
-            round_number=self._number,
-            state=None if self._number == 1 else before,
-            next_state=after,
-        )
-        # The one before stays: the hub may not yet know this round when we die.
-        shutil.rmtree(self._run.folder / "state" / str(self._number - 2), ignore_errors=True)
-        return result
-
-    def _update(self, dataset: str) -> SiteUpdate:
+    def _taken(self, dataset: str) -> Taken:
         one = self._sites[dataset]
-        assert one.reply is not None and one.path is not None
+        assert one.reply is not None and one.reply.receipt is not None and one.path is not None
         weight = site_weight(dataset, one.reply.examples, self._config.weighting, self._config.max_examples)
-        return SiteUpdate(dataset, one.path, weight)
-
-    def _report(self, result: AggregationResult) -> RoundReport:
-        figures: list[tuple[int, dict[str, float | int]]] = []
-        receipts: list[str] = []
-        sites: dict[str, dict[str, float | int | str]] = {}
-        for dataset in result.folded:
-            reply = self._sites[dataset].reply
-            assert reply is not None and reply.receipt is not None
-            receipts.append(reply.receipt.id)
-            sites[self._names[dataset]] = {**reply.metrics, "examples": reply.examples}
-            figures.append((reply.examples, reply.metrics))
-        return RoundReport(
-            attempt=self._run.attempt,
-            round=self._number,
-            input=self._weights.sha256,
-            aggregate=result.sha256,
-            size=result.size,
-            parts=None if result.parts is None else list(result.parts),
-            receipts=receipts,
-            seconds=round(self._run.clock() - self._began, 3),
-            sites=sites,
-            metrics=mean_metrics(figures),
-        )
+        update = SiteUpdate(dataset, one.path, weight)
+        return Taken(self._names[dataset], update, one.reply, one.reply.receipt.id)
 
     def _tell(self, kind: str, one: SiteState, data: Mapping[str, str | int | float | None]) -> None:
         about: dict[str, str | int | float | None] = {

@@ -175,6 +175,15 @@ class WeightsLocation(Wire):
     size: int
     url: str
     parts: list[Digest] | None = None
+    receipts: list[Digest] = Field(default_factory=list)  # for the coordinator: logged ones of this update
+
+
+class StoredFile(Wire):
+    """A file in the store, by what it is."""
+
+    sha256: Digest
+    size: int = Field(ge=1)
+    parts: list[Digest] | None = None
 
 
 # --- models, datasets ---------------------------------------------------------------------------------------
@@ -213,6 +222,28 @@ class Model(Wire):
     owner: Name
     visibility: Literal["public", "gated", "private"]
     versions: list[ModelVersion]
+
+
+class Revision(Wire):
+    """A draft or version as stock clients see it, for those who sign."""
+
+    kind: Literal["model", "dataset"]
+    name: str
+    revision: str  # commit id, 40 hex digits
+    asset_id: Digest | None = None  # None: no files
+    version: int | None = None  # that it is or became; None: a draft
+    statement: Digest | None = None
+    manifest: str | None = None  # base64 of manifest.json
+    newest: int | None = None  # version of the repository
+    newest_statement: Digest | None = None
+
+
+class SharePost(Wire):
+    """A signed version of a shared data set."""
+
+    manifest: str  # base64
+    asset: str
+    croissant: str  # base64
 
 
 class VisibilityChange(Wire):
@@ -368,6 +399,7 @@ class Work(Wire):
     config: str  # base64 of config.json
     input: WeightsLocation
     sites: list[WorkSite]
+    state: dict[str, WeightsLocation] = Field(default_factory=dict)  # the server optimiser's, by slot
 
 
 class OrdersRequest(Wire):
@@ -393,6 +425,8 @@ class RoundReport(Wire):
     seconds: float
     sites: dict[str, dict[str, float | int | str]]
     metrics: dict[str, float | int]
+    # what the server optimiser remembers, by slot; empty in the last round
+    state: dict[str, StoredFile] = Field(default_factory=dict, max_length=4)
 
 
 class EventReport(Wire):

@@ -110,6 +110,7 @@ RULES: dict[str, Rule] = {
     "steer run": Rule(Who.OWNER, "write"),
     "read run": Rule(Who.READER, hidden=True),
     "read weights": Rule(Who.PARTY_OR_COORDINATOR, hidden=True),
+    "audit updates": Rule(Who.READER, hidden=True),  # where the plan keeps them; no parties
     "coordinate": Rule(Who.COORDINATOR, "write"),
 }
 

@@ -387,6 +387,8 @@ class RoundRow(SQLModel, table=True):
     sites: dict[str, dict[str, float | int | str]] = listed()
     metrics: dict[str, float | int] = listed()
     closed_at: int = moment()
+    # where a server optimiser goes on: slot -> {"sha256", "size", "parts"}
+    state: dict[str, dict[str, Any]] | None = listed(nullable=True)
 
 
 class EventRow(SQLModel, table=True):

@@ -56,6 +56,10 @@ def work(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Work:
         config=b64(plan.config.raw),
         input=runs.locate(hub, session, row.weights if last is None else last.aggregate, actor),
         sites=_sites(session, said),
+        state={
+            slot: runs.locate(hub, session, file["sha256"], actor)
+            for slot, file in ((last.state if last is not None else None) or {}).items()
+        },
     )
 
 
@@ -244,12 +248,16 @@ def report(hub: Hub, actor: Actor, plan_id: str, told: wire.RoundReport) -> wire
     """Close a round: check its receipts, sign and log the round statement; a repeat gets the first answer.
 
     Raises:
-        Refused: ``E_ATTEMPT``, ``E_ROUND``, ``E_AGGREGATE`` (not uploaded or not what was announced).
+        Refused: ``E_ATTEMPT``, ``E_ROUND``, ``E_AGGREGATE`` (it, or the server optimiser's state, was not
+            uploaded or is not what was announced).
         Rejected: a receipt does not stand (``E_PARTICIPANTS`` and the other errors of V14).
     """
     _check_coordinator(actor, plan_id)
     _check_figures(told)
-    _check_aggregate(hub, plan_id, told)
+    made = wire.StoredFile(sha256=told.aggregate, size=told.size, parts=told.parts)
+    _check_stored(hub, plan_id, "aggregate", made)
+    for slot, file in told.state.items():
+        _check_stored(hub, plan_id, f"state {slot!r}", file)
     with hub.database.session_scope() as session:
         row, _entry, plan = plans.load(hub, session, plan_id)
         run = _current(session, plan_id, told.attempt)
@@ -257,16 +265,26 @@ def report(hub: Hub, actor: Actor, plan_id: str, told: wire.RoundReport) -> wire
         known = session.get(RoundRow, (plan_id, told.round))
         if known is not None:
             return _same(session, known, told)
+        before = last_round(session, plan_id)
         statement = _sign(hub, session, row, plan, told)
         closed = _close(hub, session, run, told, statement)
-        updates = _updates(hub, session, closed)
+        spent = _states(before) - _states(closed)
+        if not plan.config.keep_updates:
+            spent |= _updates(hub, session, closed)
         record = statements.record_of(statement)
-    if not plan.config.keep_updates:
-        uploads.drop_updates(hub, plan_id, updates)
+    if spent:
+        uploads.drop_updates(hub, plan_id, spent)
     return record
 
 
+def _states(closed: RoundRow | None) -> set[str]:
+    """Digests of what a server optimiser remembers after a round."""
+    return {file["sha256"] for file in ((closed.state if closed is not None else None) or {}).values()}
+
+
 def _check_figures(told: wire.RoundReport) -> None:
+    if any(not name.isidentifier() or len(name) > 40 for name in told.state):
+        raise bad_field("state", "names of slots are short words")
     figures: list[Mapping[str, events.Value]] = [told.metrics, *told.sites.values()]
     if len(told.sites) > len(told.receipts) or any(len(one) > MAX_METRICS for one in figures):
         raise bad_field("sites", f"one entry for each receipt, of at most {MAX_METRICS} metrics")
@@ -280,31 +298,31 @@ def _check_figures(told: wire.RoundReport) -> None:
         raise bad_field("seconds", "must be a finite number, at least 0")
 
 
-def _check_aggregate(hub: Hub, plan_id: str, told: wire.RoundReport) -> None:
-    """Make sure that the aggregate is a checked blob; a large one is read now if nobody did yet."""
+def _check_stored(hub: Hub, plan_id: str, what: str, file: wire.StoredFile) -> None:
+    """Make sure that what the coordinator made is a checked blob; a large one is read now, if not before."""
     with hub.database.session_scope(write=False) as session:
         found = session.exec(
             select(UploadRow).where(
                 UploadRow.plan == plan_id,
                 UploadRow.uploader == uploads.COORDINATOR_NAME,
-                UploadRow.sha256 == told.aggregate,
+                UploadRow.sha256 == file.sha256,
             )
         ).all()
     order = ("stored", "checking", "open", "refused")
     upload = min(found, key=lambda row: order.index(row.state), default=None)
     if upload is not None and upload.state == "checking":
         upload = uploads.check_whole(hub, upload.id)
-    if upload is None or upload.state != "stored" or upload.size != told.size:
+    if upload is None or upload.state != "stored" or upload.size != file.size:
         state = "not announced" if upload is None else f"{upload.state}, {upload.size} bytes"
         raise conflict(
             "E_AGGREGATE",
-            f"aggregate {told.aggregate} of {told.size} bytes is not in the store: its upload is {state}",
+            f"{what} {file.sha256} of {file.size} bytes is not in the store: its upload is {state}",
             "Upload it for this plan and complete the upload, then report again.",
         )
     with hub.database.session_scope(write=False) as session:
-        blob = session.get(BlobRow, told.aggregate)
-    if blob is None or (told.parts or None) != (blob.parts or None):
-        raise bad_field("parts", "are not those of the upload")
+        blob = session.get(BlobRow, file.sha256)
+    if blob is None or (file.parts or None) != (blob.parts or None):
+        raise bad_field("parts", f"of the {what} are not those of the upload")
 
 
 def _same(session: Session, known: RoundRow, told: wire.RoundReport) -> wire.StatementRecord:
@@ -365,6 +383,7 @@ def _close(
         sites=told.sites,
         metrics=told.metrics,
         closed_at=now,
+        state={slot: file.model_dump() for slot, file in told.state.items()} or None,
     )
     session.add(closed)
     run.failures = 0
@@ -432,8 +451,9 @@ def end(hub: Hub, session: Session, actor: Actor, plan_id: str, told: wire.RunEn
         raise conflict("E_ROUND", f"run {plan_id}: {closed} of {plan.rounds} rounds are closed")
     reason = None
     if told.state == "stopped":
-        hint = f"The aggregate of round {closed} is kept. Go on with: fedhub run resume {plan_id[:12]}"
-        reason = f"{(told.reason or 'the coordinator gave no reason')[:REASON_LIMIT]}\n{hint}"
+        kept = f"The aggregate of round {closed} is kept." if closed else "No round was closed."
+        why = (told.reason or "the coordinator gave no reason")[:REASON_LIMIT]
+        reason = f"{why}\n{kept} Go on with: fedhub run resume {plan_id[:12]}"
     runs.close(hub, session, run, told.state, reason)
     return runs.describe(hub, session, run)
 

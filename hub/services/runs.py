@@ -16,7 +16,16 @@ from hub.context import Hub
 from hub.errors import conflict, not_found
 from hub.services import events, plans
 from hub.services.events import Kind
-from hub.tables import AttemptRow, BlobRow, PlanRow, RoundRow, RunRow, UploadRow
+from hub.tables import (
+    AttemptRow,
+    BlobRow,
+    PlanRow,
+    RoundRow,
+    RunRow,
+    StatementRow,
+    StatementSubjectRow,
+    UploadRow,
+)
 from storage.encoding import format_time, is_digest
 from storage.errors import Refused, Unchecked
 from storage.evidence import Entry
@@ -240,7 +249,7 @@ def participation(session: Session) -> dict[str, int]:
 
 def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str) -> WeightsLocation:
     """Where a run's weights can be read now: the base weights and every aggregate; for the coordinator
-    updates too.
+    updates too; for owner, auditors and operator those of closed rounds, where the plan keeps them.
 
     A participant reads them while its consent stands, so that who took it back gets nothing further.
 
@@ -250,23 +259,70 @@ def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str)
     row = session.get(PlanRow, plan_id) if is_digest(plan_id) else None
     if row is None or session.get(RunRow, plan_id) is None:
         raise not_found("run", plan_id)
-    decide(actor, "read weights", Thing(f"weights {sha256}", row.issuer, _consenting(hub, session, row)))
-    if sha256 == row.weights or _is_aggregate(session, plan_id, sha256):
-        return locate(hub, session, sha256, actor)
+    thing = Thing(f"weights {sha256}", row.issuer, _consenting(hub, session, row))
+    audits = (
+        may(actor, "audit updates", Thing(thing.name, row.issuer))
+        and plans.load(hub, session, plan_id)[2].config.keep_updates
+    )
+    if not audits:
+        decide(actor, "read weights", thing)
     if actor.by == "coordinator":
-        upload = session.exec(
-            select(UploadRow).where(
-                UploadRow.plan == plan_id,
-                UploadRow.sha256 == sha256,
-                col(UploadRow.state).in_(("checking", "stored")),
-            )
-        ).first()
-        # A larger update need not wait for the hub's own reading: the coordinator checks what it reads.
-        if upload is not None and upload.state == "checking":
-            return _location(hub, actor, sha256, upload.size, upload.key, upload.parts)
-        if upload is not None:
-            return locate(hub, session, sha256, actor)
+        found = _for_coordinator(hub, session, row, sha256, actor)
+        if found is not None:
+            return found
+    elif (
+        sha256 == row.weights
+        or _is_aggregate(session, plan_id, sha256)
+        or (audits and _counts(session, plan_id, sha256))
+    ):
+        return locate(hub, session, sha256, actor)
     raise not_found("weights", sha256, f"They are no base weights or aggregate of run {plan_id}.")
+
+
+def _for_coordinator(
+    hub: Hub, session: Session, row: PlanRow, sha256: str, actor: Actor
+) -> WeightsLocation | None:
+    """Weights, or an update with the receipts that are logged about it."""
+    receipts = _receipts(session, row.id, sha256)
+    if sha256 == row.weights or _is_aggregate(session, row.id, sha256):
+        found = locate(hub, session, sha256, actor)
+        return found.model_copy(update={"receipts": receipts})
+    upload = session.exec(
+        select(UploadRow).where(
+            UploadRow.plan == row.id,
+            UploadRow.sha256 == sha256,
+            col(UploadRow.state).in_(("checking", "stored")),
+        )
+    ).first()
+    if upload is None:
+        return None
+    if upload.state == "checking":
+        # A larger update need not wait for the hub's own reading: the coordinator checks what it reads.
+        found = _location(hub, actor, sha256, upload.size, upload.key, upload.parts)
+    else:
+        found = locate(hub, session, sha256, actor)
+    return found.model_copy(update={"receipts": receipts})
+
+
+def _receipts(session: Session, plan_id: str, sha256: str) -> list[str]:
+    """Ids of the logged receipts of a plan's sites about these bytes."""
+    query = (
+        select(StatementRow.id)
+        .join(StatementSubjectRow, col(StatementSubjectRow.statement) == StatementRow.id)
+        .where(
+            StatementSubjectRow.digest == sha256,
+            StatementRow.kind == "receipt",
+            StatementRow.plan == plan_id,
+        )
+    )
+    return list(session.exec(query))
+
+
+def _counts(session: Session, plan_id: str, sha256: str) -> bool:
+    """Whether a closed round counts an update with these bytes."""
+    receipts = set(_receipts(session, plan_id, sha256))
+    rounds = session.exec(select(RoundRow.receipts).where(RoundRow.plan == plan_id)) if receipts else ()
+    return any(receipts & set(listed) for listed in rounds)
 
 
 def _consenting(hub: Hub, session: Session, row: PlanRow) -> frozenset[str]:

@@ -2,6 +2,7 @@
 about it.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from federation import coordination, round_desk
+from federation.compression import Feedback, write_update
 from federation.coordination import Coordinator
 from federation.delivery import Delivery
 from federation.messages import (
@@ -24,7 +26,7 @@ from federation.messages import (
     read_message,
 )
 from federation.orders import read_order
-from federation.tensors import TensorFile, write_tensors
+from federation.tensors import Layout, TensorFile, TensorSpec, write_tensors
 from federation.transfer import send_file
 from storage.errors import Refused, Unchecked
 from storage.manifests import hash_file
@@ -47,6 +49,7 @@ class ScriptedSite:
     answer: Behaviour | None = None
     connected: str | None = "2026-01-01"
     asked: list[OrderMessage] = field(default_factory=list)
+    receipt_says: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -63,6 +66,10 @@ class ScriptedSite:
         path = self.folder / f"{self.name}-{message.round}.safetensors"
         moved = {"w": np.full(3, self.delta, np.float32), "steps": np.array([7, 8], np.int64)}
         write_tensors(path, dict(tensors or moved))
+        return self.send(message, path)
+
+    def send(self, message: OrderMessage, path: Path) -> OrderReply:
+        """The reply for an update file."""
         client = LocalClient(self.hub, f"{self.name}.example")
         upload = send_file(client, path, plan=message.plan)
         sha256, size, parts = hash_file(path)
@@ -83,6 +90,7 @@ class ScriptedSite:
             "round": message.round,
             "input": message.input.sha256,
             "examples": self.examples,
+            **self.receipt_says,
         }
         before = self.hub.receipts(f"{self.name}.example")
         if before and before[-1].predicate["round"] < message.round:
@@ -240,30 +248,90 @@ def test_nothing_of_a_finished_run_stays_on_the_coordinators_disk(stage: Callabl
     assert list(one.work.iterdir()) == []
 
 
-def test_server_momentum_survives_the_coordinators_death(stage: Callable[..., Stage], tmp_path: Path) -> None:
-    terms = {
-        "strategy": "FedAvgM",
-        "strategy_parameters": {"serverLearningRate": "1", "serverMomentum": "0.5"},
-    }
-    whole = stage(rounds=3, **terms)
-    whole.run()
-    (tmp_path / "1").mkdir()
-    broken = stage(rounds=3, **terms)
-    real = broken.hub.report_round
+STATEFUL: list[tuple[str, dict[str, str]]] = [
+    ("FedAvgM", {"serverLearningRate": "1", "serverMomentum": "0.5"}),
+    ("FedAdam", {}),
+    ("FedYogi", {}),
+    ("FedAdagrad", {}),
+]
+
+
+def dying_after(one: Stage, number: int) -> None:
+    """The coordinator dies the moment the hub has closed this round."""
+    real = one.hub.report_round
 
     def dies(report: Any) -> Any:
         record = real(report)
-        if report.round == 2:
-            broken.hub.report_round = real  # type: ignore[method-assign]
+        if report.round == number:
+            one.hub.report_round = real  # type: ignore[method-assign]
             raise KeyboardInterrupt
         return record
 
-    broken.hub.report_round = dies  # type: ignore[method-assign]
+    one.hub.report_round = dies  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    broken.hub.attempt = 2
-    broken.run(attempt=2)
-    assert broken.result() == whole.result()
+        one.run()
+    one.hub.attempt = 2
+
+
+@pytest.mark.parametrize(("strategy", "parameters"), STATEFUL)
+def test_a_server_optimisers_state_survives_the_loss_of_the_coordinators_machine(
+    stage: Callable[..., Stage], tmp_path: Path, strategy: str, parameters: dict[str, str]
+) -> None:
+    terms = {"strategy": strategy, "strategy_parameters": parameters, "rounds": 4}
+    whole = stage(**terms)
+    whole.run()
+    (tmp_path / "1").mkdir()
+    broken = stage(**terms)
+    dying_after(broken, 2)
+    shutil.rmtree(broken.work)
+    broken.work.mkdir()
+    assert broken.run(attempt=2).state == "finished"
+    assert [report.aggregate for report in broken.hub.rounds] == [
+        report.aggregate for report in whole.hub.rounds
+    ]
+    assert [bool(report.state) for report in whole.hub.rounds] == [True, True, True, False]
+
+
+def test_a_server_optimiser_does_not_go_on_without_its_state(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=3, strategy="FedAvgM")
+    dying_after(one, 1)
+    one.hub.rounds[0] = one.hub.rounds[0].model_copy(update={"state": {}})
+    ended = one.run(attempt=2)
+    assert ended.state == "stopped"
+    assert "FedAvgM cannot go on after round 1: its state (momentum) is not in the store" in ended.reason
+
+
+def test_a_false_state_in_the_store_is_not_folded_in(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=3, strategy="FedAvgM")
+    dying_after(one, 1)
+    key = one.hub.objects[one.hub.rounds[0].state["momentum"].sha256].key
+    one.hub.store.put(key, bytes(len(one.hub.store.get(key))))
+    shutil.rmtree(one.folder / "work" / one.plan)
+    ended = one.run(attempt=2)
+    assert ended.state == "stopped" and "E_DIGEST" in ended.reason
+    assert len(one.hub.rounds) == 1
+
+
+def test_compressed_updates_are_folded_in_as_what_they_stand_for(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1, compression="int8")
+    for site in one.sites.values():
+        site.answer = compressed("int8")
+    assert one.run().state == "finished"
+    assert one.result() == pytest.approx([11.0, 21.0, 31.0])
+    assert one.result("steps") == [7.0, 8.0]
+
+
+def compressed(form: str) -> Behaviour:
+    """Train honestly and send the update in this form."""
+
+    def answer(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+        path = site.folder / "compressed"
+        moved = {"w": np.full(3, site.delta, np.float32), "steps": np.array([7, 8], np.int64)}
+        layout = Layout((TensorSpec("steps", "I64", (2,)), TensorSpec("w", "F32", (3,))))
+        write_update(path, moved, layout, Feedback(form))
+        return site.send(message, path)
+
+    return answer
 
 
 def test_the_next_attempt_goes_on_after_the_last_closed_round(stage: Callable[..., Stage]) -> None:
@@ -294,6 +362,42 @@ def test_a_coordinator_that_was_given_up_does_nothing(stage: Callable[..., Stage
 
 # --- bad updates
 # -------------------------------------------------------------------------------------------------
+
+
+def _never_uploaded(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    return OrderReply(
+        dataset=site.dataset,
+        update=UpdateReference(sha256="e" * 64, size=200, upload="none"),
+        examples=site.examples,
+        receipt=site.receipt(message, "e" * 64),
+    )
+
+
+def _receipt_with(**changes: Any) -> Behaviour:
+    """A logged receipt that says something else than the reply."""
+
+    def answer(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+        site.receipt_says = changes
+        return site.train(message)
+
+    return answer
+
+
+def _receipt_not_logged(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    reply = site.train(message)
+    site.hub.statements.pop()
+    return reply
+
+
+def _receipt_of_another_site(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    theirs = site.hub.receipts("lab-a.example")[-1]
+    record = next(one for one in site.hub.statements if one.id == theirs.id)
+    reference = ReceiptReference(id=record.id, bundle=record.bundle)
+    return site.train(message).model_copy(update={"receipt": reference})
+
+
+def _receipt_that_is_none(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+    return site.train(message).model_copy(update={"receipt": ReceiptReference(id="a" * 64, bundle="{}")})
 
 
 def _other_digest(site: ScriptedSite, message: OrderMessage) -> OrderReply:
@@ -343,7 +447,17 @@ BAD: list[tuple[Behaviour, str]] = [
     (with_tensors(w=np.ones(4, np.float32)), "E_LAYOUT"),
     (with_tensors(w=np.ones(3, np.float64)), "E_LAYOUT"),
     (with_tensors(extra=np.ones(3, np.float32)), "E_LAYOUT"),
-    (_other_digest, "E_NOT_FOUND"),
+    (_other_digest, "E_RECEIPT"),
+    (_never_uploaded, "E_NOT_FOUND"),
+    (_receipt_with(round=2), "E_RECEIPT"),
+    (_receipt_with(plan="b" * 64), "E_RECEIPT"),
+    (_receipt_with(input="b" * 64), "E_RECEIPT"),
+    (_receipt_with(examples=9), "E_RECEIPT"),
+    (_receipt_not_logged, "E_RECEIPT"),
+    (_receipt_of_another_site, "E_RECEIPT"),
+    (_receipt_that_is_none, "E_BUNDLE"),
+    (compressed("bf16"), "E_LAYOUT"),
+    (compressed("int8"), "E_LAYOUT"),
     (_other_bytes, "E_DIGEST"),
     (_absurd_size, "E_UPDATE_SIZE"),
     (_absurd_count, "E_EXAMPLES"),
@@ -535,9 +649,29 @@ def test_the_hub_hears_that_a_waiting_coordinator_lives(
     assert one.hub.told("coordinator.alive")
 
 
-def test_krum_lists_the_receipts_of_those_it_picked(stage: Callable[..., Stage]) -> None:
+def test_a_receipt_of_an_earlier_round_cannot_be_sent_again(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=2)
+    sent: list[OrderReply] = []
+
+    def replays(site: ScriptedSite, message: OrderMessage) -> OrderReply:
+        sent.append(sent[0] if sent else site.train(message))
+        return sent[-1]
+
+    one.sites["lab-b"].answer = replays
+    assert one.run().state == "finished"
+    assert "lab-b.example" in one.folded(1) and "lab-b.example" not in one.folded(2)
+    (event,) = one.hub.told("site.left-out")
+    assert (event["institution"], event["round"], event["code"]) == ("lab-b.example", 2, "E_RECEIPT")
+    assert "its round should be 2, it is 1" in event["message"]
+
+
+def test_krum_folds_in_whom_it_picks_and_reports_all_that_it_picked_from(
+    stage: Callable[..., Stage],
+) -> None:
     one = stage(rounds=1, minimum=3, strategy="Krum", strategy_parameters={"malicious": 0}, weighting="equal")
     one.sites["lab-b"].delta = 1000.0
     assert one.run().state == "finished"
-    assert len(one.folded()) == 1
-    assert "lab-b.example" not in one.folded()
+    assert one.result() == [11.0, 21.0, 31.0]
+    assert one.folded() == ["lab-a.example", "lab-b.example", "lab-c.example"]
+    picked = {name: figures["picked"] for name, figures in one.hub.rounds[0].sites.items()}
+    assert picked == {"lab-a.example": 1, "lab-b.example": 0, "lab-c.example": 0}

@@ -386,6 +386,79 @@ def test_weights_are_for_owner_consenting_participants_and_coordinator(setting: 
         refused("E_NOT_FOUND", operator.weights, journey.id, digest(BASE))
 
 
+def test_the_coordinator_hears_which_receipts_of_an_update_are_logged(setting: Setting) -> None:
+    journey = setting.running()
+    update, receipt = setting.alliance.train(
+        LABS[0], journey.plan, journey.consents[LABS[0]], 1, digest(BASE)
+    )
+    with setting.alliance.as_(LABS[1], "snapshot") as lab:
+        unsigned = weights(5, 6, 7)
+        setting.alliance.send(lab, unsigned, plan=journey.id)
+    with setting.alliance.coordinator() as coordinator:
+        assert coordinator.weights(journey.id, update).receipts == [receipt]
+        assert coordinator.weights(journey.id, digest(unsigned)).receipts == []
+    with setting.alliance.as_(OWNER) as owner:
+        assert owner.weights(journey.id, digest(BASE)).receipts == []
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_updates_that_a_plan_keeps_are_for_its_owner_and_the_operator_once_counted(
+    setting: Setting, keeps: bool
+) -> None:
+    journey = setting.running(keep_updates=keeps)
+    told = journey.reports(1, digest(BASE))
+    with setting.alliance.as_(OWNER) as owner:
+        receipts = {one.id: one for one in owner.all_statements(kind="receipt", plan=journey.id)}
+    update = read_statement(open_envelope(receipts[told.receipts[0]].bundle.encode())).subject
+    with setting.alliance.as_(OWNER) as owner:
+        refused("E_NOT_FOUND", owner.weights, journey.id, update)  # its round is open
+    journey.report(told)
+    operator = setting.alliance.client(setting.alliance.operator)
+    with setting.alliance.as_(OWNER) as owner, operator, setting.alliance.as_(LABS[1]) as lab:
+        for client in (owner, operator):
+            if keeps:
+                found = client.weights(journey.id, update)
+                assert digest(httpx.get(found.url, trust_env=False).content) == update
+                assert client.weights(journey.id, told.aggregate).sha256 == told.aggregate
+            else:
+                refused("E_NOT_FOUND", client.weights, journey.id, update)
+        refused("E_NOT_FOUND", lab.weights, journey.id, update)
+
+
+def server_state(setting: Setting, journey: Journey, data: bytes) -> wire.StoredFile:
+    with setting.alliance.coordinator() as coordinator:
+        setting.alliance.send(coordinator, data, plan=journey.id)
+    return wire.StoredFile(sha256=digest(data), size=len(data))
+
+
+def test_a_round_names_the_state_that_the_next_attempt_goes_on_from(setting: Setting) -> None:
+    journey = setting.running(keep_updates=False)
+    first = server_state(setting, journey, weights(1.5, 2.5))
+    told = journey.reports(1, digest(BASE), state={"momentum": first})
+    journey.report(told)
+    work = journey.work()
+    assert set(work.state) == {"momentum"} and work.state["momentum"].sha256 == first.sha256
+    found = httpx.get(work.state["momentum"].url, trust_env=False).content
+    assert digest(found) == first.sha256
+    uploads.drop_updates(setting.alliance.hub, journey.id)  # as after a stop
+    assert blob(setting, first.sha256) is not None
+    second = server_state(setting, journey, weights(3.5, 4.5))
+    journey.report(journey.reports(2, told.aggregate, state={"momentum": second}))
+    assert blob(setting, first.sha256) is None
+    assert blob(setting, second.sha256) is not None
+
+
+def test_a_state_that_nobody_uploaded_or_with_a_strange_name_is_refused(setting: Setting) -> None:
+    journey = setting.running()
+    state = {"momentum": wire.StoredFile(sha256="9" * 64, size=9)}
+    told = journey.reports(1, digest(BASE), state=state)
+    error = refused("E_AGGREGATE", journey.report, told)
+    assert "state 'momentum'" in error.message
+    strange = told.model_copy(update={"state": {"../x": state["momentum"]}})
+    assert refused("E_FIELD", journey.report, strange).field == "state"  # type: ignore[attr-defined]
+    assert journey.run().rounds == []
+
+
 # --- events ---------------------------------------------------------------------------------------------
 
 
