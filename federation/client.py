@@ -177,6 +177,16 @@ class HubClient(HubConnection):
         """Make uploaded files a signed version; all of it or nothing."""
         return self._post(f"models/{_name(name)}/versions", post, wire.ModelVersion)
 
+    def revision(self, kind: str, name: str, revision: str) -> wire.Revision:
+        """A draft or version of a ``model`` or ``dataset`` by branch, tag, number or commit id."""
+        return self._get(
+            f"repositories/{_part(kind)}/{_name(name)}/revisions/{_part(revision)}", wire.Revision
+        )
+
+    def share_dataset(self, name: str, post: wire.SharePost) -> wire.Revision:
+        """Make a draft of a shared data set a signed version."""
+        return self._post(f"shared-datasets/{_name(name)}/versions", post, wire.Revision)
+
     def tag(self, name: str, tag: str, version: int) -> wire.ModelVersion:
         """Give a version a new tag."""
         raw = self._call("PUT", f"models/{_name(name)}/tags/{_part(tag)}", {"version": version})

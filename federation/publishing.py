@@ -49,8 +49,6 @@ def push_version(
         Rejected: a file name or a symlink (E_PATH); the hub refuses pickles (E_UNSAFE_FORMAT).
         Refused: the name is in another institution's namespace (E_ISSUER).
     """
-    from federation.wire import VersionPost
-
     check_namespace(home, name)
     manifest = build_manifest(folder, name)
     known = find_model(client, name)
@@ -59,14 +57,45 @@ def push_version(
         return newest
     for entry in manifest.files:
         transfer.send_file(client, folder / entry.name, progress=steps(moved))
+    return post_version(
+        home,
+        client,
+        manifest,
+        newest=(newest.version, newest.statement) if newest else (None, None),
+        license_id=license_id,
+        tags=tags,
+        plan=plan,
+        provenance=provenance,
+    )
+
+
+def post_version(
+    home: Home,
+    client: "HubClient",
+    manifest: Manifest,
+    *,
+    newest: tuple[int | None, str | None],
+    license_id: str | None = None,
+    tags: Sequence[str] = (),
+    plan: str | None = None,
+    provenance: Callable[[Manifest], bytes] | None = None,
+) -> "wire.ModelVersion":
+    """Sign files that are in the hub already as the next version.
+
+    Args:
+        newest: number and statement of the newest version; None and None before the first.
+    """
+    from federation.wire import VersionPost
+
+    name, (number, statement) = manifest.name, newest
     oms = sign(home.key("targets"), oms_payload(manifest, name))
     members: dict[str, object] = {
         "type": "model",
         "name": name,
-        "version": newest.version + 1 if newest else 1,
+        "version": (number or 0) + 1,
         "oms": open_envelope(oms).id,
     }
-    members |= {"previous": newest.statement} if newest else {}
+    members |= {"previous": statement} if statement else {}
     members |= {"license": license_id} if license_id else {}
     members |= {"plan": plan} if plan else {}
     asset = home.sign("asset", [("manifest.json", manifest.asset_id)], members)

@@ -16,6 +16,7 @@ from federation.home import Home, Place
 from federation.wire import Problem
 from hub import __version__
 from hub.api import alliance, coordinator, health, log, plans, pulls, registry, runs, statements, uploads
+from hub.api import revisions as drafts
 from hub.api.health import Meters
 from hub.api.huggingface import files, repos, trees, xet
 from hub.api.huggingface import uploads as transfers
@@ -36,6 +37,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     statements.router,
     uploads.router,
     registry.router,
+    drafts.router,
     pulls.router,
     plans.router,
     runs.router,

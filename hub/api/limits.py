@@ -26,7 +26,9 @@ from storage.encoding import read_json
 from storage.errors import Rejected
 
 # Requests that carry signed documents, by the end of their path.
-_STATEMENTS = re.compile(r"/api/v1/(statements|plans|institutions(/[^/]+/keyring)?|models/.+/versions)")
+_STATEMENTS = re.compile(
+    r"/api/v1/(statements|plans|institutions(/[^/]+/keyring)?|(models|shared-datasets)/.+/versions)"
+)
 # Requests whose routes read their bodies in pieces, each with a limit of its own.
 _STREAMED = re.compile(r"/api/(models|datasets)/[^/]+/[^/]+/commit/|/xet/")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")

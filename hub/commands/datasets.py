@@ -51,6 +51,44 @@ def describe(
     )
 
 
+@app.command("share", cls=Command)
+def share(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME@REVISION", help="Branch, tag or commit id.")],
+    files: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Your own copy of the files.")],
+    description: Annotated[str, typer.Option(help="One sentence for people.")],
+    license_id: Annotated[str, typer.Option("--license", help="SPDX identifier of its terms.")],
+    duo: Annotated[
+        list[str] | None, typer.Option(help="A term of use, DUO:nnnnnnn; may be repeated.")
+    ] = None,
+) -> Exit:
+    """Sign a draft of a data set whose files were uploaded on purpose: others may then be granted them.
+
+    The draft is compared with FILES first. For data that stay on-site use `fedhub data describe`.
+    """
+    from federation.signing_drafts import share_draft
+
+    name, _, revision = reference.partition("@")
+    terminal = terminal_of(ctx)
+    home = home_of(terminal)
+    with home.client() as client:
+        made = share_draft(
+            home,
+            client,
+            name,
+            revision or "main",
+            files=files,
+            description=description,
+            license_id=license_id,
+            duo=duo or [],
+        )
+    return terminal.done(
+        made.model_dump(exclude={"manifest"}),
+        f"{made.name} version {made.version} is signed and logged; asset id {made.asset_id}",
+        f"Its files lie in the hub. Next: fedhub grant issue {made.asset_id} --to FIRM --action pull.",
+    )
+
+
 @app.command("list", cls=Command)
 def list_datasets(ctx: typer.Context) -> Exit:
     """List the datasets that members described."""

@@ -23,7 +23,7 @@ from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
 from hub.services import formats, releases, statements
 from hub.services.pulls import may_pull
-from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version
+from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version, shared_statements
 from hub.services.uploads import may_use
 from hub.tables import (
     AttachmentRow,
@@ -391,14 +391,15 @@ def _describe(hub: Hub, session: Session, rows: Sequence[VersionRow]) -> list[wi
 def datasets(
     hub: Hub, session: Session, actor: Actor, *, cursor: str | None = None
 ) -> tuple[list[wire.Dataset], str | None]:
-    """Data sets that members described, in log order, with the cursor of the next page."""
+    """Data sets that stay on-site, in log order, with the next page's cursor; shared ones lie elsewhere."""
     decide(actor, "list assets", Thing("data sets"))
     after = -1 if cursor is None else statements.read_cursor(cursor)
+    shared = shared_statements(session)
     with hub.ledger.evidence(session) as evidence:
         found = [
             entry
             for entry in evidence.find("asset")
-            if entry.index > after and entry.says["type"] == "dataset"
+            if entry.index > after and entry.says["type"] == "dataset" and entry.id not in shared
         ]
     size = hub.settings.page_size
     following = str(found[size - 1].index) if len(found) > size else None

@@ -182,10 +182,15 @@ def _proofs(hub: Hub, session: Session, repo: Repo, row: RevisionRow) -> list[Re
     return list(known)
 
 
+def stored_manifest(hub: Hub, asset_id: str) -> bytes:
+    """``manifest.json`` of a version or draft."""
+    return hub.store.get(f"assets/{asset_id}/manifest.json")
+
+
 def proof(hub: Hub, session: Session, path: str, statement: str, asset_id: str) -> bytes:
     """The bytes of one made file."""
     if path == MANIFEST_FILE:
-        return hub.store.get(f"assets/{asset_id}/manifest.json")
+        return stored_manifest(hub, asset_id)
     asset = session.get_one(StatementRow, statement)
     if path == ASSET_FILE:
         return asset.bundle

@@ -471,3 +471,9 @@ def versions(session: Session, repo: Repo) -> Sequence[RevisionRow]:
         RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.version).is_not(None)
     )
     return session.exec(query.order_by(col(RevisionRow.version))).all()
+
+
+def shared_statements(session: Session) -> set[str]:
+    """Ids of the asset statements whose files lie in the hub."""
+    query = select(RevisionRow.statement).where(RevisionRow.kind == "dataset")
+    return {statement for statement in session.exec(query) if statement is not None}
