@@ -33,6 +33,7 @@ from hub.tables import (
     VersionFileRow,
     VersionRow,
 )
+from storage.admission import check_pull
 from storage.encoding import b64, format_time, is_digest, parse_time, unb64
 from storage.errors import Refused
 from storage.evidence import Entry, Evidence
@@ -205,12 +206,13 @@ def check_startable(session: Session, plan: Entry, evidence: Evidence, *, now: i
 
     Raises:
         Refused: ``E_PLAN`` (over), ``E_CONSENT`` (too few consents; says who is missing).
-        Rejected: ``E_REVOKED``.
+        Rejected: ``E_REVOKED``, or the base version is no longer the issuer's to use (V11, V13).
     """
     expires = parse_time(plan.says["expires"])
     if now >= expires:
         raise conflict("E_PLAN", f"plan {plan.id}: expired {plan.says['expires']}", "Submit a new plan.")
     check_not_revoked(evidence, plan)
+    _check_base_granted(session, plan, evidence, now=now)
     said = answers(session, plan, evidence, now=now)
     agreed = [one for one in said if one.consent is not None]
     if len(agreed) < plan.says["minParticipants"]:
@@ -223,6 +225,15 @@ def check_startable(session: Session, plan: Entry, evidence: Evidence, *, now: i
             status=409,
         )
     return said
+
+
+def _check_base_granted(session: Session, plan: Entry, evidence: Evidence, *, now: int) -> None:
+    """The labs get the base weights by this plan: its owner must still grant them to the plan's issuer."""
+    base = plan.statement.subjects[1].digest
+    query = select(ModelRow).join(VersionRow).where(VersionRow.asset_id == base)
+    model = session.exec(query).first()
+    if model is not None and model.visibility != "public":
+        check_pull(evidence, grantee=plan.institution, asset_id=base, name=model.name, duo=[], now=now)
 
 
 def declines(session: Session, plan: str) -> dict[str, str]:

@@ -188,6 +188,31 @@ def test_grant_to_train_without_the_plan_is_no_consent(setting: Setting) -> None
     assert said(read(setting, plan))[LABS[0]] == (None, None)
 
 
+def test_run_stops_where_the_base_version_is_no_longer_granted(setting: Setting) -> None:
+    alliance = setting.alliance
+    base = alliance.push({"model.safetensors": weights(9, 9)}, f"{FIRM}/base")
+    now = int(time.time())
+    terms = {
+        "grantee": OWNER,
+        "actions": ["pull"],
+        "conditions": {},
+        "notBefore": format_time(now - 60),
+        "expires": format_time(now + 1000),
+        "depth": 0,
+    }
+    grant = alliance.say(FIRM, "grant", [("manifest.json", base.asset_id)], terms)
+    plan = alliance.submit(base, setting.datasets)
+    for lab in LABS[:2]:
+        alliance.register_site(lab)
+        alliance.consent(lab, plan)
+    subject = [("grant.sigstore.json", grant)]
+    alliance.say(FIRM, "revocation", subject, {"target": "statement", "reason": "withdrawn"})
+    with alliance.as_(OWNER) as owner:
+        refused("E_REVOKED", owner.start_run, plan.id)
+        alliance.say(FIRM, "grant", [("manifest.json", base.asset_id)], terms)
+        assert owner.start_run(plan.id).state == "starting"
+
+
 def test_declined_plan_shows_the_reason_until_a_consent(setting: Setting) -> None:
     plan = setting.submit()
     with setting.alliance.as_(LABS[1]) as lab:
