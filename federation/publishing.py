@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation import transfer
-from federation.home import Home, LocalDataset
+from federation.home import Home
 from federation.pulling import steps
 from storage.croissant import make_croissant
 from storage.encoding import sha256_hex
@@ -129,10 +129,12 @@ def describe_dataset(
     check_namespace(home, name)
     newest = _newest_dataset(client, home.institution, name)
     kept = next((each for each in home.datasets() if newest and each.asset_id == newest.asset_id), None)
-    salt = _salt_of(kept) if kept is not None else None
-    manifest = build_manifest(folder, name, salt=salt or new_salt())
-    if newest is not None and manifest.asset_id == newest.asset_id:
-        return newest
+    if newest is not None and kept is not None:
+        salt = read_manifest(kept.manifest).salt
+        if build_manifest(folder, name, salt=salt).asset_id == newest.asset_id:
+            home.add_dataset(name, folder, kept.manifest, kept.croissant)  # the folder may have moved
+            return newest
+    manifest = build_manifest(folder, name, salt=new_salt())
     croissant = make_croissant(
         folder, manifest, description=description, license_id=license_id, duo=list(duo)
     )
@@ -175,10 +177,6 @@ def find_model(client: "HubClient", name: str) -> "wire.Model | None":
 def _newest_dataset(client: "HubClient", institution: str, name: str) -> "wire.Dataset | None":
     own = [each for each in client.datasets() if each.owner == institution and each.name == name]
     return max(own, key=lambda each: each.version, default=None)
-
-
-def _salt_of(dataset: LocalDataset) -> str | None:
-    return read_manifest(dataset.manifest).salt
 
 
 def _statement_of(client: "HubClient", asset_id: str) -> str:
