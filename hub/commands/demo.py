@@ -1,6 +1,6 @@
 """``fedhub demo``: the main job, end to end, on real processes."""
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -26,20 +26,21 @@ def demo(
     processes of their own, and the data are real scans of digits. DIR/report.json says what was found.
     """
     from hub.commands.sandbox import interrupt_on_sigterm
-    from hub.demo.alliance import check_ours
+    from hub.demo.alliance import clear
     from hub.demo.journey import Journey
 
     terminal = terminal_of(ctx)
-    check_ours(folder)
-    if folder.exists():
-        shutil.rmtree(folder)
+    clear(folder)
     interrupt_on_sigterm()
     journey = Journey(folder, terminal)
     try:
         report = journey.walk()
         if keep:
             terminal.say(f"The hub's page: {journey.alliance.hub_info['endpoint']}. Ctrl-C stops everything.")
-            terminal.stop.wait()
+            with suppress(KeyboardInterrupt):
+                terminal.stop.wait()
     finally:
         journey.alliance.down()
-    return terminal.done(report, f"Look around in {folder}, or keep an alliance: fedhub sandbox up --dir DIR")
+    return terminal.done(
+        report, f"To go on with this alliance, and to see its page: fedhub sandbox up --dir {folder}"
+    )

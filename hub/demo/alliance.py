@@ -13,10 +13,12 @@ Layout of the folder::
     logs/               what the processes print
 """
 
+import fcntl
 import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from federation.home import Home, write_atomically
 from federation.lifeline import plain_environment, python_command
@@ -50,6 +52,7 @@ ROLES = {
 LABS = digits.LABS
 Call = Callable[[list[str], Terminal], Exit]
 PORTS = ("port", "download_port", "blob_port", "fleet_port", "control_port")
+LOCK = ".lock"
 READY_S = 60.0
 STOP_S = 15.0
 # What a sandbox takes over from its surroundings: where the hub keeps rows and objects, and nothing else.
@@ -109,6 +112,7 @@ class Alliance:
         self._call = call
         self.processes: list[Process] = []
         self._given = dict(ports or {})
+        self._lock: IO[bytes] | None = None
         self._told = told
         self._card: dict[str, Any] = {"ports": {}, "tokens": {}}
 
@@ -148,17 +152,18 @@ class Alliance:
             },
         }
 
-    def run(self, name: str, *args: str, expect: Exit | None = Exit.DONE) -> Answer:
+    def run(self, name: str, *args: str, expect: Exit | None = Exit.DONE, tell: bool = True) -> Answer:
         """Run one ``fedhub`` command as one of the six, in this process, and give what it answered.
 
         Args:
             expect: the exit code without which this raises; None takes any.
+            tell: whether to show it; of many that are alike one is enough.
         """
         terminal = Terminal(self.home(name), out=io.StringIO(), err=io.StringIO())
         code = self._call(list(args), terminal)
         answer = Answer(code, terminal.answer, terminal.problem, _text(terminal))
         line = shlex.join(["fedhub", "--home", f"homes/{name}", *args])
-        if self._told is not None:
+        if self._told is not None and tell:
             self._told(line, answer)
         if expect is not None and code is not expect:
             message = f"{line}: expected {expect.name.lower()}, found {code.name.lower()}: {answer.text}"
@@ -210,6 +215,7 @@ class Alliance:
 
     def start_hub(self) -> None:
         """Start the hub's process and wait until it answers; remembers its ports for the next time."""
+        self._lock = lock(self.folder)
         for name in ("homes", "logs", "data"):
             (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self._read_card()
@@ -240,11 +246,12 @@ class Alliance:
     def pin_each_other(self) -> None:
         """Every home pins every other institution; the pins are compared in person, as it were."""
         pins = {name: Home.open(self.home(name)).ring.pin for name in ROLES}
+        tell = True
         for name in ROLES:
             known = Home.open(self.home(name)).pins
-            for other, pin in pins.items():
-                if institution(other) not in known:
-                    self.run(name, "institution", "trust", institution(other), "--pin", pin)
+            for other in (each for each in ROLES if institution(each) not in known):
+                self.run(name, "institution", "trust", institution(other), "--pin", pins[other], tell=tell)
+                tell = False
 
     def describe_data(self) -> None:
         """Each lab writes its rows on-site and describes them."""
@@ -268,7 +275,8 @@ class Alliance:
         """A personal token with write scope for each of the six, kept in ``sandbox.json``."""
         for name in ROLES:
             if name not in self._card["tokens"]:
-                made = self.run(name, "token", "new", "sandbox", "--scope", "write", "--days", "366")
+                args = ("token", "new", "sandbox", "--scope", "write", "--days", "366")
+                made = self.run(name, *args, tell=name == "owner")
                 self._card["tokens"][name] = made.data["token"]
         self._write_card()
 
@@ -276,7 +284,7 @@ class Alliance:
         """Those without an agent say what they have revoked; agents do it by themselves."""
         for name in ROLES:
             if name not in LABS:
-                self.run(name, "institution", "status")
+                self.run(name, "institution", "status", tell=name == "owner")
 
     def up(self) -> None:
         """All of it, in order."""
@@ -301,6 +309,9 @@ class Alliance:
             for process in group:
                 _end(process.popen)
                 self.processes.remove(process)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def crashed(self) -> Process | None:
         """A process that ended by itself, if one did."""
@@ -377,8 +388,40 @@ def check_ours(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise Refused("E_SANDBOX", f"{folder} is not a folder", "choose another one")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "sandbox.json").exists():
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names - {LOCK} and "sandbox.json" not in names:
         raise Refused("E_SANDBOX", f"{folder} holds something else", "choose an empty or new folder")
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier alliance left in ``folder``, unless one runs there now.
+
+    Raises:
+        Refused, Unchecked: as ``check_ours`` and ``lock``; nothing was removed.
+    """
+    check_ours(folder)
+    with lock(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+
+
+def lock(folder: Path) -> IO[bytes]:
+    """Hold ``folder`` for one alliance; the lock ends with the process, however that ends.
+
+    Raises:
+        Unchecked: another process holds it (E_SANDBOX_RUNNING).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise Unchecked("E_SANDBOX_RUNNING", f"an alliance runs in {folder}", "stop it first") from error
+    return file
 
 
 def _is_free(port: int) -> bool:

@@ -97,9 +97,12 @@ class Journey:
     def _enrolment(self) -> None:
         for name in ROLES:
             self.alliance.enrol(name)
-        self._say("each home pins the others, as after comparing pins by phone:")
+        self._say("each home pins the others, as after comparing pins by phone; the first of 20:")
         self.alliance.pin_each_other()
         self.alliance.run("owner", "login")
+        self._say(
+            "people and stock clients get personal tokens, which never sign; everybody says what is revoked:"
+        )
         self.alliance.make_tokens()
         self.alliance.publish_status_lists()
 
