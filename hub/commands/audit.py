@@ -8,7 +8,7 @@ import typer
 
 from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
-from storage.errors import Exit, Unchecked
+from storage.errors import Exit, Rejected, Unchecked
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Evidence packs and the transparency log.")
 
@@ -44,6 +44,58 @@ def export(
         {"pack": str(out), "asset_id": version.asset_id, "statements": statements, "bytes": size},
         f"Wrote {out}: {statements} statements with their proofs, {size:,} bytes.",
         f"Next, on any machine, without a network: fedhub verify {out} --trust trust.json",
+    )
+
+
+@app.command("recompute", cls=Command)
+def recompute(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    number: Annotated[
+        int | None, typer.Option("--round", help="This round only (default: all that are closed).", min=1)
+    ] = None,
+) -> Exit:
+    """Repeat a run's sums from the updates that its plan kept, and compare with the round statements.
+
+    For the plan's owner, auditors and the operator. Everything is checked by this home's own pins.
+    """
+    from federation.deciding import read_checked_plan
+    from federation.finishing import base_version, check_chain
+    from federation.pulling import manifest_of
+    from federation.recomputing import check_kept
+    from federation.recomputing import recompute as repeat
+
+    terminal = terminal_of(ctx)
+    home = home_of(terminal)
+    with home.client() as client:
+        found, _shown = read_checked_plan(home, client, plan)
+        check_kept(found)
+        manifest = manifest_of(client, base_version(client, found), found.base)
+        rounds = repeat(home, client, found, check_chain(home, client, found, manifest), number=number)
+    for one in rounds:
+        if not one.same:
+            raise Rejected(
+                "E_AGGREGATE_DIFFERS",
+                f"round {one.round} of plan {found.id}: the round statement names {one.stated}, "
+                f"the updates of its receipts give {one.found}",
+                "keep the evidence, and ask the operator how this aggregate was made",
+            )
+    rows = [
+        (one.round, len(one.sites), f"{one.update_bytes:,}", short(one.found), f"{one.seconds:.2f}")
+        for one in rounds
+    ]
+    return terminal.done(
+        {
+            "plan": found.id,
+            "strategy": found.config.strategy,
+            "rounds": [
+                {"round": one.round, "aggregate": one.found, "same": True, "sites": list(one.sites)}
+                for one in rounds
+            ],
+        },
+        f"Recomputed {len(rounds)} rounds of {found.config.strategy}: every aggregate is byte for byte "
+        "the one that its round statement names.",
+        *table(("round", "updates", "bytes", "aggregate", "seconds"), rows),
     )
 
 
