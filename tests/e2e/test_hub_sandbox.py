@@ -58,7 +58,10 @@ class Sandbox:
         )
         assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()
-        assert line, self.process.stderr.read()
+        if not line:
+            said = self.process.stderr.read()
+            self.end(signal.SIGKILL)
+            pytest.fail(f"the sandbox did not start: {said}")
         self.told = json.loads(line)
 
     def end(self, number: int) -> int:
