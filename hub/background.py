@@ -16,7 +16,7 @@ from typing import Protocol
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hub.context import Hub
-from hub.services import plain_uploads, uploads, xet_ingest
+from hub.services import garbage, uploads
 from hub.services.pulls import forget_capabilities
 from hub.tables import LeaseRow
 from storage.errors import FedhubError
@@ -98,6 +98,8 @@ class Housekeeper:
         self._hub, self._clock = hub, clock
         self._lease = Lease(hub, "housekeeper", new_holder())
         self._tidy_at = 0.0
+        # Not at the start: a hub whose database was put back may wait for its last hours to be restored.
+        self._sweep_at = clock() + hub.settings.sweep_hours * 3600
 
     def release(self) -> None:
         """Let another process do it."""
@@ -110,11 +112,15 @@ class Housekeeper:
         uploads.check_waiting(self._hub)
         if self._clock() >= self._tidy_at:
             self._tidy_at = self._clock() + TIDY_EVERY_S
-            uploads.expire(self._hub)
-            plain_uploads.expire(self._hub)
-            xet_ingest.expire(self._hub)
+            garbage.expire(self._hub)
             with self._hub.database.session_scope() as session:
                 forget_capabilities(self._hub, session)
+        every_s = self._hub.settings.sweep_hours * 3600
+        if every_s and self._clock() >= self._sweep_at:
+            self._sweep_at = self._clock() + every_s
+            swept = garbage.sweep(self._hub)
+            if any(swept.as_json().values()):
+                _log.info("swept away what nothing needs: %s", swept)
 
 
 # --- threads --------------------------------------------------------------------------------------------

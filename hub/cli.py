@@ -27,7 +27,7 @@ from storage.errors import Exit, FedhubError, Unchecked
 GROUPS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The main job, end to end, on real processes"),
     "sandbox": ("sandbox", "A whole alliance on this machine"),
-    "hub": ("operation", "Run a hub: up, status, invite, doctor"),
+    "hub": ("operation", "Run a hub: up, status, invite, doctor, gc, backup, restore"),
     "login": ("login", "Prove to the hub who this home is"),
     "whoami": ("whoami", "Who the hub takes this home for"),
     "token": ("tokens", "Personal tokens: new, list, revoke"),

@@ -116,13 +116,21 @@ class Database:
             finally:
                 os.close(lock)
             return
-        number = int.from_bytes(hashlib.sha256(f"fedhub {name}".encode()).digest()[:8], "big", signed=True)
+        number = _number(name)
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("SELECT pg_advisory_lock(:n)"), {"n": number})
             try:
                 yield
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(:n)"), {"n": number})
+
+    def lock(self, session: Session, name: str) -> None:
+        """Hold ``name`` until the writing transaction of ``session`` ends; whoever wants it waits.
+
+        On SQLite the transaction itself keeps every other writer out.
+        """
+        if not self.is_sqlite:
+            session.connection().execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _number(name)})
 
     def upgrade(self, revision: str = "head") -> None:
         """Bring the tables to ``revision``; processes that start together take turns."""
@@ -160,6 +168,11 @@ class Database:
     def close(self) -> None:
         """Give every connection back."""
         self.engine.dispose()
+
+
+def _number(name: str) -> int:
+    """What PostgreSQL's advisory locks know a name by."""
+    return int.from_bytes(hashlib.sha256(f"fedhub {name}".encode()).digest()[:8], "big", signed=True)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -177,6 +177,16 @@ class Settings(BaseSettings):
         6, "How long chunks that a Xet client posted wait for the file that names them.", "hours", ge=1, le=72
     )
     uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
+    unused_hours: int = _setting(
+        168,
+        "How long uploaded bytes are kept that nothing needs: no version, draft, log entry or run.",
+        "hours",
+        ge=1,
+        le=8760,
+    )
+    sweep_hours: int = _setting(
+        6, "How often the hub removes what nothing needs by itself; 0: never.", "hours", ge=0, le=720
+    )
     version_files: int = _setting(10_000, "Most files of one model version.", "files", ge=1, le=100_000)
     plan_participants: int = _setting(
         1000, "Most participants of one training plan.", "participants", ge=1, le=10_000

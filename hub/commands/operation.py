@@ -112,6 +112,30 @@ def doctor(ctx: typer.Context) -> Exit:
     return diagnose(terminal, _settings(terminal))
 
 
+@app.command("gc", cls=Command)
+def gc(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> Exit:
+    """Remove bytes that no version, draft, log entry, run or upload needs; a running hub does so by itself.
+
+    It may run beside the hub. FEDHUB_UNUSED_HOURS is how long uploads are kept that became nothing.
+    """
+    from hub.commands.care import existing_hub
+    from hub.services.garbage import sweep
+
+    terminal = terminal_of(ctx)
+    with existing_hub(_settings(terminal)) as hub:
+        swept = sweep(hub, dry_run=dry_run)
+    said = swept.as_json()
+    verb = "Would remove" if dry_run else "Removed"
+    return terminal.done(
+        {**said, "dry_run": dry_run},
+        f"{verb} {said['blobs']} blobs, {said['objects']} stray objects ({said['bytes']:,} bytes), "
+        f"{said['assets']} manifests, {said['uploads']} late uploads, {said['parts']} cut ones.",
+    )
+
+
 def _settings(terminal: Terminal) -> "Settings":
     from hub.settings import load_settings
 

@@ -17,6 +17,7 @@ from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import conflict
 from hub.services import registry
+from hub.services.keeping import hold, manifest_key
 from hub.services.plain_uploads import keep, usable_blobs
 from hub.services.repo_files import file_oids, is_large, is_reserved
 from hub.services.revisions import (
@@ -229,7 +230,7 @@ def commit(hub: Hub, actor: Actor, repo: Repo, branch: str, changes: Changes) ->
         manifest = _manifest(hub, repo, after)
         if manifest is not None:
             _look_at(hub, [entry for entry in manifest.files if entry.sha256 in blobs])
-            hub.store.put(registry.manifest_key(manifest.asset_id), manifest.raw)
+            hub.store.put(manifest_key(manifest.asset_id), manifest.raw)
         made = _advance(hub, actor, repo, branch, at, manifest, changes)
         if made is not None:
             return made
@@ -331,6 +332,8 @@ def _advance(
     """Move the branch if it is still where the changes were made; None: it has moved."""
     asset_id = None if manifest is None else manifest.asset_id
     with hub.database.session_scope() as session:
+        if manifest is not None:
+            hold(hub, session, manifest)
         row = branch_row(session, repo, branch, lock=True)
         if row.revision != at.id:
             return None

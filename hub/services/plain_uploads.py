@@ -21,6 +21,7 @@ from sqlmodel import Session, col, func, select
 from hub.access import Actor
 from hub.context import Hub
 from hub.errors import not_found
+from hub.services.keeping import hold_blob
 from hub.services.uploads import add_blob, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import is_digest
@@ -256,7 +257,7 @@ def keep(
                 expires_at=now,
             )
             session.add(row)
-        blob = session.get(BlobRow, sha256) or add_blob(session, row, "hub", now)
+        blob = hold_blob(session, sha256) or add_blob(session, row, "hub", now)
         spare = blob.key != key
     if spare:
         hub.store.delete(key)

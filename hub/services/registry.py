@@ -22,6 +22,7 @@ from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
 from hub.services import formats, releases, statements
+from hub.services.keeping import hold, manifest_key
 from hub.services.pulls import may_pull
 from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version, shared_statements
 from hub.services.uploads import may_use
@@ -35,7 +36,7 @@ from hub.tables import (
     VersionRow,
 )
 from storage.encoding import format_time, unb64
-from storage.errors import Refused, Rejected
+from storage.errors import Refused, Rejected, Unchecked
 from storage.evidence import Entry
 from storage.manifests import FileEntry, Manifest, check_oms, read_manifest
 from storage.signing import open_envelope
@@ -44,11 +45,6 @@ from storage.statements import Statement, read_statement
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 Visibility = Literal["public", "gated", "private"]
 VISIBILITIES = ("public", "gated", "private")  # widest first
-
-
-def manifest_key(asset_id: str) -> str:
-    """Where a version's ``manifest.json`` lies in the store."""
-    return f"assets/{asset_id}/manifest.json"
 
 
 # --- taking in ------------------------------------------------------------------------------------------
@@ -75,11 +71,9 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
     # Before the rows: whoever reads them finds the manifest. Without rows nobody asks for it.
     hub.store.put(manifest_key(manifest.asset_id), manifest.raw)
     with hub.database.session_scope() as session:
+        hold(hub, session, manifest)
         for digest, content in looked_at.items():
-            blob = session.get(BlobRow, digest, with_for_update=True)
-            if blob is None:
-                raise _missing([entry for entry in manifest.files if entry.sha256 == digest])
-            blob.content = content
+            session.get_one(BlobRow, digest).content = content
         with hub.ledger.evidence(session) as evidence:
             # Named by its digest, so it is true whatever becomes of this version: provenance is held to it.
             evidence.manifests[manifest.asset_id] = manifest
@@ -92,6 +86,12 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
             _add_tag(hub, session, row, tag)
         session.flush()
         return _describe(hub, session, [row])[0]
+
+
+def restore(hub: Hub, session: Session, owner: str, manifest: Manifest, asset: Statement) -> None:
+    """Make a logged version's rows again; its blobs are held by the caller."""
+    if session.get(VersionRow, (manifest.name, asset.predicate["version"])) is None:
+        _add_version(hub, session, owner, manifest, asset)
 
 
 def _check_name(name: str) -> str:
@@ -185,7 +185,12 @@ def check_formats(hub: Hub, files: Iterable[FileEntry], blobs: Mapping[str, Blob
         if blob.content is not None and (blob.content == "safetensors" or not is_named_so):
             continue
         read = partial(hub.store.read, blob.key)
-        looked_at[entry.sha256] = formats.check_content(entry.name, entry.size, read)
+        try:
+            looked_at[entry.sha256] = formats.check_content(entry.name, entry.size, read)
+        except Unchecked as error:
+            if error.code != "E_NO_BLOB":
+                raise
+            raise _missing([entry]) from error  # it was unused for long, and is swept at this moment
     return looked_at
 
 

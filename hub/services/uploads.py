@@ -20,13 +20,14 @@ from federation.wire import Upload, UploadOrder, UploadRequest
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
+from hub.services.keeping import COORDINATOR, hold_blob, needed
 from hub.services.pulls import may_pull
 from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import Order
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
 
-COORDINATOR_NAME = "coordinator"
+COORDINATOR_NAME = COORDINATOR
 
 
 def uploader_of(actor: Actor) -> str:
@@ -49,11 +50,8 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
         row = _open_upload(session, actor, request)
         there = _is_there(hub, session, actor, request)
     if row is not None:
-        return (
-            _answer(hub, settle(hub, row.id, checked_by="store"))
-            if there
-            else fresh_orders(hub, actor, row.id)
-        )
+        same = _settle_as_there(hub, row.id) if there else None
+        return fresh_orders(hub, actor, row.id) if same is None else _answer(hub, same)
     row = _new_row(hub, actor, request, stored=there)
     if request.parts is not None and not there:
         row.multipart = hub.store.begin_parts(row.key)
@@ -61,12 +59,27 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
         with hub.database.session_scope() as session:
             if not there:
                 _check_open_uploads(hub, session, row.uploader)
-            session.add(row)
+            swept = there and hold_blob(session, row.sha256) is None
+            if not swept:
+                session.add(row)
     except BaseException:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         raise
-    return _answer(hub, row)
+    return announce(hub, actor, request) if swept else _answer(hub, row)
+
+
+def _settle_as_there(hub: Hub, upload_id: str) -> UploadRow | None:
+    """An unfinished upload whose bytes came by another way is stored; None: they have just been swept."""
+    with hub.database.session_scope() as session:
+        row = session.get(UploadRow, upload_id, with_for_update=True)
+        if row is None or hold_blob(session, row.sha256) is None:
+            return None
+        row.state = "stored"
+    if row.multipart is not None:
+        hub.store.abort_parts(row.key, row.multipart)
+    hub.store.delete(row.key)
+    return row
 
 
 def _check_announced(hub: Hub, request: UploadRequest) -> None:
@@ -281,7 +294,7 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
             raise not_found("upload", upload_id)
         if row.state == "stored":
             return row
-        blob = session.get(BlobRow, row.sha256) or add_blob(session, row, checked_by, hub.ledger.now())
+        blob = hold_blob(session, row.sha256) or add_blob(session, row, checked_by, hub.ledger.now())
         row.state = "stored"
         spare = row.key if blob.key != row.key else None
     if spare is not None:
@@ -353,15 +366,20 @@ def expire(hub: Hub) -> int:
                 col(UploadRow.state).in_(("open", "refused")), UploadRow.expires_at <= hub.ledger.now()
             )
         ).all()
-    for row in rows:
-        if row.multipart is not None:
-            hub.store.abort_parts(row.key, row.multipart)
-        hub.store.delete(row.key)
-        with hub.database.session_scope() as session:
-            stale = session.get(UploadRow, row.id, with_for_update=True)
-            if stale is not None and stale.state != "stored":
-                session.delete(stale)
-    return len(rows)
+    return sum(_expire_one(hub, row) for row in rows)
+
+
+def _expire_one(hub: Hub, row: UploadRow) -> bool:
+    """Forget an upload, then its bytes: one that is settled at this moment keeps both."""
+    with hub.database.session_scope() as session:
+        stale = session.get(UploadRow, row.id, with_for_update=True)
+        if stale is None or stale.state not in ("open", "refused") or stale.expires_at > hub.ledger.now():
+            return False
+        session.delete(stale)
+    if row.multipart is not None:
+        hub.store.abort_parts(row.key, row.multipart)
+    hub.store.delete(row.key)
+    return True
 
 
 # --- blobs ----------------------------------------------------------------------------------------------
@@ -371,38 +389,40 @@ def drop_updates(hub: Hub, plan: str, digests: Iterable[str] | None = None) -> N
     """Forget a run's updates once they are folded in, unless something else needs the same bytes.
 
     Args:
-        digests: these updates only; None for every upload of the plan.
+        digests: these updates only; None for every upload of the plan but what it could go on from.
     """
     keys = []
     with hub.database.session_scope() as session:
+        kept = _last_state(session, plan) if digests is None else set[str]()
         uploads = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "stored")
         if digests is not None:
             uploads = uploads.where(col(UploadRow.sha256).in_(set(digests)))
         for row in session.exec(uploads).all():
-            if row.uploader == COORDINATOR_NAME and _is_aggregate(session, row.sha256):
+            if row.uploader == COORDINATOR_NAME and (
+                row.sha256 in kept or _is_aggregate(session, row.sha256)
+            ):
                 continue
             session.delete(row)
             session.flush()
-            if not _is_needed(session, row.sha256):
-                blob = session.get(BlobRow, row.sha256)
-                if blob is not None:
-                    session.delete(blob)
-                    keys.append(blob.key)
+            blob = hold_blob(session, row.sha256)
+            if blob is not None and not needed(session, [row.sha256]):
+                session.delete(blob)
+                keys.append(blob.key)
     for key in keys:
         hub.store.delete(key)
+
+
+def _last_state(session: Session, plan: str) -> set[str]:
+    """What the server optimiser remembers after the last closed round, unless the run was cancelled."""
+    run = session.get(RunRow, plan)
+    query = select(RoundRow).where(RoundRow.plan == plan).order_by(col(RoundRow.round).desc()).limit(1)
+    last = session.exec(query).first()
+    if run is None or run.state == "cancelled" or last is None:
+        return set()
+    return {file["sha256"] for file in (last.state or {}).values()}
 
 
 def _is_aggregate(session: Session, sha256: str) -> bool:
     return (
         session.exec(select(RoundRow.plan).where(RoundRow.aggregate == sha256).limit(1)).first() is not None
-    )
-
-
-def _is_needed(session: Session, sha256: str) -> bool:
-    file = select(VersionFileRow.asset_id).where(VersionFileRow.sha256 == sha256).limit(1)
-    upload = select(UploadRow.id).where(UploadRow.sha256 == sha256, UploadRow.state == "stored").limit(1)
-    return (
-        _is_aggregate(session, sha256)
-        or session.exec(file).first() is not None
-        or session.exec(upload).first() is not None
     )

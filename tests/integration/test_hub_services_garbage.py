@@ -1,0 +1,234 @@
+"""What nothing needs goes; what anything needs stays, also when pushes and sweeps meet."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from sqlmodel import select
+
+from federation.publishing import push_version
+from hub.background import Housekeeper
+from hub.services import garbage, keeping
+from hub.services.garbage import Swept, sweep
+from hub.tables import BlobRow, ModelRow, RevisionRow, UploadRow, VersionFileRow
+from storage.errors import FedhubError, Refused
+from storage.manifests import PART_BYTES
+from tests.alliances import MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
+from tests.databases import DATABASES
+
+YEAR = 365 * 86_400
+
+
+@pytest.fixture(params=DATABASES)
+def alliance(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path, request.param, superlink="external", unused_hours=1) as opened:
+        yield opened
+
+
+def later(alliance: AllianceInProcess) -> int:
+    return alliance.hub.ledger.now() + YEAR
+
+
+def objects(alliance: AllianceInProcess) -> set[str]:
+    return {digest(alliance.store.get(key)) for key in alliance.store.list("blobs/")}
+
+
+def send(alliance: AllianceInProcess, data: bytes) -> None:
+    with alliance.as_(OWNER) as owner:
+        assert alliance.send(owner, data).state == "stored"
+
+
+def test_files_of_versions_stay_and_unused_uploads_go_after_their_time(alliance: AllianceInProcess) -> None:
+    alliance.push({"model.safetensors": weights(1), "README.md": b"# m"})
+    unused = os.urandom(100)
+    send(alliance, unused)
+    assert not any(sweep(alliance.hub).as_json().values())
+    dry = sweep(alliance.hub, now=later(alliance), dry_run=True)
+    assert (dry.blobs, dry.bytes) == (1, 100) and digest(unused) in objects(alliance)
+    swept = sweep(alliance.hub, now=later(alliance))
+    assert swept == dry
+    assert objects(alliance) == {digest(weights(1)), digest(b"# m")}
+    with alliance.hub.database.session_scope(write=False) as session:
+        assert session.get(BlobRow, digest(unused)) is None
+        assert not session.exec(select(UploadRow).where(UploadRow.sha256 == digest(unused))).all()
+    assert not any(sweep(alliance.hub, now=later(alliance)).as_json().values())
+    send(alliance, unused)  # and it may come again
+    assert digest(unused) in objects(alliance)
+
+
+def test_what_was_swept_cannot_be_published(
+    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sweep_first(*_: object) -> dict[str, str]:
+        sweep(alliance.hub, now=later(alliance))
+        return {}
+
+    monkeypatch.setattr("hub.services.registry.check_formats", sweep_first)
+    with pytest.raises(Refused, match="E_BLOB_MISSING"):
+        alliance.push({"model.safetensors": weights(5)}, f"{OWNER}/late")
+    monkeypatch.undo()
+    made = alliance.push({"model.safetensors": weights(5)}, f"{OWNER}/late")
+    sweep(alliance.hub, now=later(alliance))
+    assert whole(alliance, made.asset_id)
+
+
+def whole(alliance: AllianceInProcess, asset_id: str) -> bool:
+    """Whether manifest, files, blobs and objects of a version are all there."""
+    assert alliance.store.size(keeping.manifest_key(asset_id)) is not None
+    with alliance.hub.database.session_scope(write=False) as session:
+        files = session.exec(select(VersionFileRow).where(VersionFileRow.asset_id == asset_id)).all()
+        assert files
+        for file in files:
+            blob = session.get(BlobRow, file.sha256)
+            assert blob is not None and digest(alliance.store.get(blob.key)) == file.sha256, file.name
+    return True
+
+
+def test_stray_objects_and_parts_go_when_they_are_old(alliance: AllianceInProcess) -> None:
+    send(alliance, b"kept")
+    alliance.store.put("blobs/sha256/aa/stray", b"stray")
+    alliance.store.put("assets/" + "a" * 64 + "/manifest.json", b"{}")
+    alliance.store.begin_parts("blobs/sha256/bb/cut")
+    with alliance.as_(OWNER) as owner:
+        owner.upload("c" * 64, PART_BYTES + 1, parts=["d" * 64, "e" * 64])  # open: it is needed
+    assert len(list(alliance.store.unfinished())) == 2
+    assert not any(sweep(alliance.hub).as_json().values())
+    swept = Swept()
+    since = int(time.time()) + 5
+    for part in (garbage.sweep_assets, garbage.sweep_objects, garbage.sweep_parts):
+        part(alliance.hub, swept, since)
+    assert swept == Swept(assets=1, objects=1, parts=1, bytes=5)
+    assert objects(alliance) == {digest(b"kept")}
+    assert [upload for _key, upload, _at in alliance.store.unfinished()] == [open_upload(alliance)]
+
+
+def open_upload(alliance: AllianceInProcess) -> str | None:
+    with alliance.hub.database.session_scope(write=False) as session:
+        return session.exec(select(UploadRow.multipart).where(UploadRow.state == "open")).one()
+
+
+def test_files_of_a_draft_stay_until_it_is_dropped(alliance: AllianceInProcess, tmp_path: Path) -> None:
+    """A draft is a revision without a version; a dropped repository leaves lists of files behind."""
+    made = alliance.push({"model.safetensors": weights(3)}, MODEL)
+    draft, gone = "1" * 64, "2" * 64
+    for data in (b"draft", b"gone"):
+        send(alliance, data)
+    with alliance.hub.database.session_scope() as session:
+        now = alliance.hub.ledger.now()
+        session.add(ModelRow(name=f"{OWNER}/d", owner=OWNER, visibility="gated", created_at=now))
+        session.add(
+            RevisionRow(
+                kind="model",
+                name=f"{OWNER}/d",
+                id="a" * 40,
+                asset_id=draft,
+                title="t",
+                author=OWNER,
+                created_at=now,
+            )
+        )
+        for asset, data in ((draft, b"draft"), (gone, b"gone")):
+            session.add(VersionFileRow(asset_id=asset, name="f", sha256=digest(data), size=len(data)))
+    for asset in (draft, gone):
+        alliance.store.put(keeping.manifest_key(asset), b"{}")
+    swept = sweep(alliance.hub, now=later(alliance))
+    assert (swept.assets, swept.blobs) == (1, 1)
+    assert objects(alliance) == {digest(b"draft"), digest(weights(3))}
+    assert whole(alliance, made.asset_id) and alliance.store.size(keeping.manifest_key(draft)) is not None
+
+
+def test_an_upload_that_is_settled_as_it_expires_keeps_its_bytes(
+    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hub.services import uploads
+
+    data = os.urandom(50)
+    with alliance.as_(OWNER) as owner:
+        upload = owner.upload(digest(data), 50)
+        alliance.store.put(upload.orders[0].url.partition("/blobs/")[2].join(("blobs/", "")), data)
+        with alliance.hub.database.session_scope(write=False) as session:
+            late = session.get_one(UploadRow, upload.id)
+        owner.upload_complete(upload.id)  # between the sweep's look and its hand
+    assert not uploads._expire_one(alliance.hub, late)
+    assert digest(data) in objects(alliance)
+
+
+def test_the_hub_sweeps_by_itself_but_not_at_its_start(alliance: AllianceInProcess) -> None:
+    alliance.store.put("blobs/sha256/aa/stray", b"stray")
+    os_time = [0.0]
+    keeper = Housekeeper(alliance.hub, clock=lambda: os_time[0])
+    swept: list[object] = []
+    original = garbage.sweep
+    try:
+        garbage.sweep = lambda hub: swept.append(hub) or Swept()  # type: ignore[assignment,func-returns-value]
+        for at in (0.0, 100.0, 6 * 3600.0, 6 * 3600.0 + 5, 12 * 3600.0 + 5):
+            os_time[0] = at
+            keeper.look()
+    finally:
+        garbage.sweep = original
+        keeper.release()
+    assert len(swept) == 2
+
+
+def test_pushes_and_sweeps_at_the_same_time_never_lose_a_byte(
+    alliance: AllianceInProcess, tmp_path: Path
+) -> None:
+    """The harshest case: the sweeps know no grace for rows, so that only the locks keep what pushes lean on.
+
+    Pushes share files and go back to earlier ones. A push may be told that its bytes were dropped; it may never
+    succeed and lack one.
+    """
+    stop, made, failures = threading.Event(), list[str](), list[BaseException]()
+    shared = [weights(float(n)) for n in range(4)]
+
+    def push(worker: int) -> None:
+        random = Random(worker)
+        home, folder = alliance.homes[OWNER], tmp_path / f"w{worker}"
+        with alliance.as_(OWNER) as client:
+            for step in range(4):
+                target = folder / str(step)
+                target.mkdir(parents=True)
+                (target / "model.safetensors").write_bytes(random.choice(shared))
+                (target / "note.txt").write_text(f"{random.randrange(3)}")
+                for _ in range(30):
+                    try:
+                        version = push_version(home, client, target, f"{OWNER}/m{worker}")
+                    except FedhubError as error:
+                        if error.code not in ("E_BLOB_MISSING", "E_STORE_UNREACHABLE", "E_NOT_FOUND"):
+                            raise
+                        continue
+                    made.append(version.asset_id)
+                    break
+
+    def run(worker: int) -> None:
+        try:
+            push(worker)
+        except BaseException as error:
+            failures.append(error)
+
+    def sweeps() -> None:
+        try:
+            while not stop.is_set():
+                future, swept = later(alliance), Swept()
+                garbage.sweep_blobs(alliance.hub, swept, future)
+                garbage.sweep_assets(alliance.hub, swept, future)
+                garbage.sweep_objects(alliance.hub, swept, alliance.hub.ledger.now() - 3600)
+                stop.wait(0.1)
+        except BaseException as error:
+            failures.append(error)
+
+    pushers = [threading.Thread(target=run, args=(worker,)) for worker in range(3)]
+    sweepers = [threading.Thread(target=sweeps) for _ in range(2)]
+    for thread in (*pushers, *sweepers):
+        thread.start()
+    for thread in pushers:
+        thread.join()
+    stop.set()
+    for thread in sweepers:
+        thread.join()
+    assert not failures, failures
+    assert made and all(whole(alliance, asset_id) for asset_id in set(made))
