@@ -14,6 +14,7 @@ import pytest
 from federation import agent as agent_module
 from federation import training
 from federation.agent import Agent
+from federation.compression import Feedback
 from federation.home import Home
 from federation.ledger import SiteLedger
 from federation.messages import InputReference, OrderMessage, OrderReply
@@ -47,7 +48,9 @@ def write_rows(folder: Path, seed: int, rows: int = 24) -> Path:
 class Site:
     """Lab a of an alliance of two, its agent and what the hub would send it."""
 
-    def __init__(self, folder: Path, *, consent: bool = True, **terms: Any) -> None:
+    def __init__(
+        self, folder: Path, *, consent: bool = True, compression: str = "none", **terms: Any
+    ) -> None:
         from federation.recipes.image_classification import build
 
         self.folder = folder
@@ -57,7 +60,7 @@ class Site:
         base = folder / "base.safetensors"
         with training_seed():
             training.save_weights(build(PARAMETERS), base)
-        self.plan = self.hub.submit(base, rounds=4, minimum=2, terms=terms)
+        self.plan = self.hub.submit(base, rounds=4, minimum=2, terms=terms, compression=compression)
         if consent:
             self.hub.consent("lab-a")
         self.now = time.time()
@@ -751,3 +754,98 @@ def _moved(site: Site, seed: int) -> Path:
         path = site.folder / f"weights-{seed}"
         training.save_weights(build(PARAMETERS), path)
     return path
+
+
+# --- compressed updates
+# ---------------------------------------------------------------------------------------------
+
+
+def residuals(site: Site) -> list[str]:
+    return [path.name.split("-")[-1] for path in sorted((site.home.site / "residuals").glob("*"))]
+
+
+def digests(site: Site, rounds: int = 4) -> list[str]:
+    """What the site sends in each round, from the same weights."""
+    sent = []
+    for number in range(1, rounds + 1):
+        reply = site.do(number)
+        assert reply.update is not None, reply
+        sent.append(reply.update.sha256)
+    return sent
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_what_an_update_leaves_out_goes_into_the_next_round_once(
+    make: Callable[..., Site], form: str
+) -> None:
+    """The update of round 2 is that of the recipe with round 1's residual, and with no other."""
+    site = make(compression=form)
+    first, second, *_ = digests(site, 2)
+    assert residuals(site) == ["2.safetensors"]
+    after = site.folder / "residual-of-round-1"
+    assert first == trained_again(site, form, 1, None, after)
+    assert second == trained_again(site, form, 2, after, None)
+    assert second != trained_again(site, form, 2, None, None)
+
+
+def trained_again(site: Site, form: str, number: int, before: Path | None, after: Path | None) -> str:
+    """Digest of the update that the recipe gives for a round, from these residuals."""
+    assert site.hub.plan is not None
+    config = read_config(unb64(site.hub.plan.config))
+    return training.train(
+        config.recipe,
+        config.parameters,
+        site.folder / "base.safetensors",
+        site.data,
+        site.folder / "again",
+        config.seed,
+        number,
+        site=site.dataset,
+        feedback=Feedback(form, before, after),
+    ).sha256
+
+
+@pytest.mark.parametrize("moment", ["before the ledger", "after the ledger"])
+def test_a_residual_is_not_used_twice_when_the_agent_dies_within_a_round(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Update and residual are written, then the agent dies: the round done again sends the same bytes."""
+    site = make(compression="int8")
+    digests(site, 1)
+    before = site.folder / "residual-of-round-1"
+    before.write_bytes(next((site.home.site / "residuals").iterdir()).read_bytes())
+    undisturbed = trained_again(site, "int8", 2, before, None)
+    save = SiteLedger.save_answer
+
+    def dies(ledger: SiteLedger, answer: Any) -> None:
+        if moment == "after the ledger":
+            save(ledger, answer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SiteLedger, "save_answer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        site.do(2)
+    monkeypatch.setattr(SiteLedger, "save_answer", save)
+    assert sorted(residuals(site)) == ["1.safetensors", "2.safetensors"]
+    site.restart()
+    again = site.do(2)
+    assert again.update is not None and again.update.sha256 == undisturbed
+    third = site.do(3)
+    assert third.update is not None and residuals(site) == ["3.safetensors"]
+
+
+def test_a_finished_plan_leaves_no_residual_and_a_plain_one_never_makes_any(
+    make: Callable[..., Site],
+) -> None:
+    site = make(compression="fp16")
+    digests(site)
+    assert residuals(site) == []
+    plain = make()
+    plain.do(1)
+    assert not (plain.home.site / "residuals").exists()
+
+
+def test_residuals_are_for_the_site_alone(make: Callable[..., Site]) -> None:
+    site = make(compression="int8")
+    site.do(1)
+    assert (site.home.site / "residuals").stat().st_mode & 0o077 == 0
