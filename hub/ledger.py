@@ -29,11 +29,11 @@ from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RingRow, Stat
 from storage.admission import check_admission
 from storage.blobs import BlobStore
 from storage.checkpoint import Checkpoint, LogKey, parse_checkpoint
-from storage.errors import FedhubError
+from storage.errors import FedhubError, Rejected
 from storage.evidence import Entry, Evidence
 from storage.keyring import KeyRing, read_ring
 from storage.manifests import Manifest, read_manifest
-from storage.signing import log_leaf, open_envelope
+from storage.signing import check_signature, log_leaf, open_envelope
 from storage.statements import KINDS, read_statement
 from storage.translog import check_start, publish
 
@@ -208,6 +208,41 @@ class Ledger:
     def rehearse(self, session: Session, raw: bytes) -> Entry:
         """Check a statement as if it were logged now, and log nothing."""
         return self._check(session, raw, lambda _entry, _evidence: set())[0]
+
+    def replay(self, session: Session, raw: bytes, leaf: bytes, parties_of: PartiesOf) -> Admitted:
+        """Give a published statement that the rows lack its index again; one at a time, in log order.
+
+        It was admitted once, which the signed log says: what is checked is that it is the very statement.
+
+        Args:
+            raw: text of the bundle.
+            leaf: the log's entry for it.
+        Raises:
+            Rejected: ``E_LOG_FORK``; the bundle is not what the entry names, or nobody's.
+        """
+        envelope = open_envelope(raw)
+        statement = read_statement(envelope)
+        following = session.exec(select(LogSequenceRow).with_for_update()).one()
+        with self.evidence(session) as evidence:
+            view = evidence
+            if statement.kind == "keyring":
+                view = self._fork(evidence)
+                view.rings[statement.issuer] = self._ring(session, statement.issuer)
+            holder = view.find_key(envelope.hint)
+            if holder is None or log_leaf(holder[1], envelope) != leaf:
+                raise Rejected(
+                    "E_LOG_FORK",
+                    f"statement {envelope.id} is not the one that entry {following.next_index} names",
+                )
+            check_signature(holder[1], envelope)
+            entry = Entry(statement, holder[0], envelope.hint, following.next_index, envelope)
+            parties = frozenset(parties_of(entry, view))
+        row = self._row(entry, holder[1])
+        session.add(row)
+        following.next_index += 1
+        session.add(following)
+        session.flush()
+        return Admitted(row, entry, fresh=True, parties=parties)
 
     def _check(
         self, session: Session, raw: bytes, parties_of: PartiesOf

@@ -227,7 +227,7 @@ def check_start(
     stored = stored_head(store, log)
     if stored is None and head is None:
         return None
-    hint = "bring back the database and the store of the same moment; never start with either one alone"
+    hint = "never start with either one alone; where the database is the older one: fedhub hub restore"
     if stored is None or (head and stored.size < head.size):
         found = "none" if stored is None else f"one of {stored.size} entries"
         raise Rejected(

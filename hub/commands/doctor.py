@@ -36,7 +36,7 @@ def diagnose(terminal: Terminal, settings: "Settings") -> Exit:
     """Look at every part and answer."""
     findings = [*_parts(), *_disk(settings)]
     keys = _keys(settings, findings)
-    running = _is_running(settings)
+    running = is_running(settings)
     findings += _ports(settings, running)
     store = _store(settings, keys, findings, running=running)
     findings += _database(settings, keys, store)
@@ -128,7 +128,7 @@ def _keys(settings: "Settings", findings: list[Found]) -> "HubKeys | None":
     return keys
 
 
-def _is_running(settings: "Settings") -> bool:
+def is_running(settings: "Settings") -> bool:
     """Whether a hub answers at our port."""
     import http.client
     import json

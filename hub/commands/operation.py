@@ -1,12 +1,14 @@
 """``fedhub hub``: run a hub, look after it, invite members."""
 
 import base64
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hub.commands.homes import home_of
-from hub.terminal import Command, Terminal, terminal_of
+from hub.terminal import Command, Terminal, short, terminal_of
 from storage.errors import Exit
 
 if TYPE_CHECKING:
@@ -134,6 +136,61 @@ def gc(
         f"{verb} {said['blobs']} blobs, {said['objects']} stray objects ({said['bytes']:,} bytes), "
         f"{said['assets']} manifests, {said['uploads']} late uploads, {said['parts']} cut ones.",
     )
+
+
+@app.command("backup", cls=Command)
+def backup(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    operator_home: Annotated[
+        bool, typer.Option("--operator-home", help="Add the operator's signing keys; keep it very safe then.")
+    ] = False,
+) -> Exit:
+    """Copy database, hub keys and certificates into a new folder while the hub runs.
+
+    Objects are not in it: copy the store folder, or mirror the bucket, right after this, never before.
+    """
+    import time
+
+    from hub.commands.care import check_founded
+    from hub.services.backups import write_backup
+
+    terminal = terminal_of(ctx)
+    settings = _settings(terminal)
+    check_founded(settings)
+    note = write_backup(settings, folder, now=int(time.time()), with_operator=operator_home)
+    return terminal.done(
+        {**note, "folder": str(folder)},
+        f"{folder} holds the {note['database']} database with {note['entries']} log entries, and the keys.",
+        "Next: copy the object store. The log in it may be newer than this database, never older.",
+    )
+
+
+@app.command("restore", cls=Command)
+def restore(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="A backup; left out: only bring the rows up to the log."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Drop the database that is there.")] = False,
+) -> Exit:
+    """Put a backup back, then add every statement that the published log has and the database lacks.
+
+    The hub must stand still, and its object store must be in place. After a crash, run it again.
+    """
+    from hub.commands.care import restore_hub
+
+    terminal = terminal_of(ctx)
+    restored = restore_hub(_settings(terminal), folder, replace=replace)
+    lines = [f"The database had {restored.rows} log entries and got {restored.statements} back from the log."]
+    lines += [f"Member restored: {name}; look at its role" for name in restored.members]
+    lines += [f"Version restored: {name}" for name in restored.versions]
+    lines += [
+        f"Version NOT restored, bytes or manifest are not in the store: {name}" for name in restored.missing
+    ]
+    lines += [f"Plan {short(plan)}: its issuer submits it again" for plan in restored.plans]
+    return terminal.done(asdict(restored), *lines, "Next: fedhub hub doctor, then fedhub hub up")
 
 
 def _settings(terminal: Terminal) -> "Settings":

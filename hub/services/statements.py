@@ -51,6 +51,13 @@ def admit(
     return admitted.row
 
 
+def readmit(session: Session, ledger: Ledger, raw: bytes, leaf: bytes) -> Entry:
+    """Log a published statement again that the database has lost (``services.restoring``)."""
+    admitted = ledger.replay(session, raw, leaf, parties_of)
+    _index(session, admitted)
+    return admitted.entry
+
+
 def _attach(session: Session, entry: Entry, attachments: Mapping[str, bytes]) -> None:
     subjects = {(subject.name, subject.digest) for subject in entry.statement.subjects}
     for name, data in attachments.items():
