@@ -9,13 +9,12 @@ the same way by a lock on the asset's name.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from sqlmodel import Session, and_, col, or_, select
+from sqlmodel import Session, col, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from hub.context import Hub
 from hub.errors import conflict
 from hub.tables import (
-    ACTIVE_RUNS,
     BlobRow,
     PlainUploadRow,
     PlanRow,
@@ -71,11 +70,11 @@ def _logged(wanted: Digests, _since: int) -> SelectOfScalar[str]:
 
 
 def _uploads(wanted: Digests, since: int) -> SelectOfScalar[str]:
-    """Uploads that are young, of a run in progress, or of the coordinator of one that may be resumed."""
-    active = select(RunRow.plan).where(col(RunRow.state).in_(ACTIVE_RUNS))
+    """Uploads that are young, or of a run that was not cancelled: the coordinator's, to go on from, and the
+    sites' updates, for an auditor. A plan that keeps no updates has them dropped as rounds close.
+    """
     alive = select(RunRow.plan).where(RunRow.state != "cancelled")
-    coordinator = and_(col(UploadRow.uploader) == COORDINATOR, col(UploadRow.plan).in_(alive))
-    in_use = or_(col(UploadRow.created_at) >= since, col(UploadRow.plan).in_(active), coordinator)
+    in_use = or_(col(UploadRow.created_at) >= since, col(UploadRow.plan).in_(alive))
     query = select(UploadRow.sha256).where(col(UploadRow.sha256).in_(wanted), UploadRow.state == "stored")
     return query.where(in_use)
 

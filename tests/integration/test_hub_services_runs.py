@@ -12,6 +12,7 @@ from sqlmodel import select
 from federation import wire
 from federation.client import HubClient
 from hub.services import uploads
+from hub.services.garbage import sweep
 from hub.tables import BlobRow, RoundRow, RunRow, UploadRow
 from storage.encoding import format_time
 from storage.errors import FedhubError, Refused
@@ -423,6 +424,18 @@ def test_updates_that_a_plan_keeps_are_for_its_owner_and_the_operator_once_count
             else:
                 refused("E_NOT_FOUND", client.weights, journey.id, update)
         refused("E_NOT_FOUND", lab.weights, journey.id, update)
+
+
+def test_updates_that_a_plan_keeps_outlive_its_run(setting: Setting) -> None:
+    journey = setting.running(rounds=1, keep_updates=True)
+    told = journey.reports(1, digest(BASE))
+    journey.report(told)
+    journey.end("finished")
+    with setting.alliance.as_(OWNER) as owner:
+        receipts = {one.id: one for one in owner.all_statements(kind="receipt", plan=journey.id)}
+        update = read_statement(open_envelope(receipts[told.receipts[0]].bundle.encode())).subject
+        sweep(setting.alliance.hub, now=int(time.time()) + 400 * 86_400)
+        assert owner.weights(journey.id, update).sha256 == update
 
 
 def server_state(setting: Setting, journey: Journey, data: bytes) -> wire.StoredFile:
