@@ -38,7 +38,11 @@ class HubProcess:
         command = python_command("hub", "--home", str(folder / "operator"), "--json", "hub", "up")
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env={**kept, **given, "PYTHONPATH": str(ROOT)}
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**kept, **given, "PYTHONPATH": str(ROOT)},
             )
 
     def ready(self) -> dict[str, Any]:
@@ -58,7 +62,9 @@ class HubProcess:
 
     def children(self) -> dict[str, int]:
         """Name of the module -> process id."""
-        listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+        ).stdout
         found = {}
         for line in listed.splitlines()[1:]:
             pid, parent, args = line.split(None, 2)

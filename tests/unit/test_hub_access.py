@@ -28,7 +28,9 @@ def test_an_owner_s_act_is_refused_to_parties_operator_and_coordinator(action: s
             decide(actor, action, PLAN)
 
 
-@pytest.mark.parametrize("action", sorted(name for name, rule in RULES.items() if rule.who is Who.COORDINATOR))
+@pytest.mark.parametrize(
+    "action", sorted(name for name, rule in RULES.items() if rule.who is Who.COORDINATOR)
+)
 def test_the_coordinator_s_acts_are_refused_to_every_member(action: str) -> None:
     for actor in (OWNER, LAB, OPERATOR, AUDITOR):
         with pytest.raises(FedhubError):

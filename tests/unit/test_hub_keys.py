@@ -23,7 +23,9 @@ def test_every_secret_file_is_readable_by_its_owner_alone(tmp_path: Path) -> Non
         assert (tmp_path / "keys" / name).stat().st_mode & 0o777 == 0o600, name
 
 
-@pytest.mark.parametrize("name", ["blob.secret", "control.token", "coordinator.token", "log.key", "token.secret"])
+@pytest.mark.parametrize(
+    "name", ["blob.secret", "control.token", "coordinator.token", "log.key", "token.secret"]
+)
 def test_a_secret_that_others_can_read_is_refused(name: str, tmp_path: Path) -> None:
     open_keys(tmp_path, "hub.example")
     (tmp_path / name).chmod(0o644)
