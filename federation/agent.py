@@ -357,7 +357,10 @@ class Agent:
         path = self._update_path(answer.update_sha256)
         upload = ""
         if path.exists():
-            upload = transfer.send_file(self._client, path, plan=plan.id).id
+            known = (answer.update_sha256, answer.update_size, answer.update_parts)
+            # The coordinator checks what it reads; nobody need wait until the hub has read it too.
+            sent = transfer.send_file(self._client, path, plan=plan.id, known=known, until_checked=False)
+            upload = sent.id
         parts = None if answer.update_parts is None else list(answer.update_parts)
         return UpdateReference(
             sha256=answer.update_sha256, size=answer.update_size, parts=parts, upload=upload

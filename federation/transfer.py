@@ -63,6 +63,8 @@ def send_file(
     plan: str | None = None,
     progress: Progress | None = None,
     check_wait_s: float = CHECK_WAIT_S,
+    known: tuple[str, int, Sequence[str] | None] | None = None,
+    until_checked: bool = True,
 ) -> Upload:
     """Bring a file into the store and return its upload, in state ``stored``.
 
@@ -71,12 +73,14 @@ def send_file(
     Args:
         plan: statement id of the plan whose run this file belongs to.
         check_wait_s: how long to wait for the hub to check the whole of a file of several parts, in seconds.
+        known: digest, size and part digests of the file, from who has just written it; else it is read again.
+        until_checked: wait for that check; else return in state ``checking`` once all bytes are in the store.
     Raises:
         Rejected: ``E_FILE_CHANGED``; the file is no longer what was announced.
         Refused: the hub or the store does not take it.
         Unchecked: ``E_STORE_UNREACHABLE`` after several tries, ``E_UPLOAD_CHECKING`` (still being checked).
     """
-    sha256, size, parts = hash_file(path)
+    sha256, size, parts = hash_file(path) if known is None else known
     upload = client.upload(sha256, size, parts=parts, plan=plan)
     counter, attempt = _Counter(size, progress), 0
     while upload.state == "open":
@@ -90,7 +94,7 @@ def send_file(
             raise failure
         time.sleep(_wait_s(attempt))
         upload = client.upload_orders(upload.id, etags)
-    return _wait_stored(client, upload, check_wait_s)
+    return _wait_stored(client, upload, check_wait_s) if until_checked else upload
 
 
 def _part_size(number: int, size: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from federation import agent as agent_module
-from federation import training
+from federation import training, transfer
 from federation.agent import Agent
 from federation.compression import Feedback
 from federation.home import Home
@@ -269,6 +269,14 @@ def test_a_round_that_is_asked_again_is_answered_and_not_trained_again(
     assert second.update is not None and first.update is not None
     assert second.update.sha256 == first.update.sha256
     assert len(site.hub.receipts()) == 1
+
+
+def test_an_update_is_not_read_again_to_be_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> None:
+        raise AssertionError(f"{path} was hashed a second time")
+
+    monkeypatch.setattr(transfer, "hash_file", read)
+    assert site.do(1).refusal is None
 
 
 def test_an_update_that_the_hub_has_lost_is_sent_again(site: Site, trained: list[int]) -> None:
