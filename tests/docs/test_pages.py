@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import typer
 
@@ -27,22 +28,48 @@ def test_every_link_of_a_page_leads_to_a_file(path: Path) -> None:
         assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-def _commands() -> set[str]:
-    found = set()
+GLOBAL_OPTIONS = {"--home", "--json", "--help", "--version"}
+
+
+def _commands() -> dict[str, set[str]]:
+    """Every command by its words, with its options."""
+    found: dict[str, set[str]] = {}
     for name, (module, _about) in GROUPS.items():
         command = typer.main.get_command(importlib.import_module(f"hub.commands.{module}").app)
         subcommands = getattr(command, "commands", {})
-        found |= {f"{name} {each}" for each in subcommands} if len(subcommands) > 1 else {name}
+        if subcommands:
+            found |= {f"{name} {each}": _options(inner) for each, inner in subcommands.items()}
+        else:
+            found[name] = _options(command)
     return found
 
 
+def _options(command: click.Command) -> set[str]:
+    return GLOBAL_OPTIONS | {
+        option for each in command.params for option in (*each.opts, *each.secondary_opts)
+    }
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_of_a_page_exists(path: Path) -> None:
+def test_every_command_of_a_page_exists_with_its_options(path: Path) -> None:
     known = _commands()
     quoted = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", path.read_text(), re.DOTALL)
     for text in (block or inline for block, inline in quoted):
-        for words in re.findall(r"fedhub (?:--home \S+ )?(?:--json )?([a-z]+(?: [a-z]+)?)\b", text):
-            assert words in known or words.split()[0] in known, f"{path.name}: fedhub {words}"
+        for line in text.splitlines():
+            found = re.search(r"fedhub (?:--home \S+ )?(?:--json )?([a-z]+)(?: ([a-z]+))?\b", line)
+            if found is None:
+                continue
+            words = " ".join(filter(None, found.groups()))
+            command = words if words in known else words.split()[0]
+            if (
+                command not in known
+                and found[2] is None
+                and any(each.startswith(f"{command} ") for each in known)
+            ):
+                continue  # a whole group is named
+            assert command in known, f"{path.name}: fedhub {words}"
+            used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line.split("#")[0]))
+            assert used <= known[command], f"{path.name}: {line.strip()}"
 
 
 def test_every_make_target_of_a_page_exists() -> None:
