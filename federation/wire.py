@@ -175,6 +175,15 @@ class WeightsLocation(Wire):
     size: int
     url: str
     parts: list[Digest] | None = None
+    receipts: list[Digest] = Field(default_factory=list)  # for the coordinator: logged ones of this update
+
+
+class StoredFile(Wire):
+    """A file in the store, by what it is."""
+
+    sha256: Digest
+    size: int = Field(ge=1)
+    parts: list[Digest] | None = None
 
 
 # --- models, datasets ---------------------------------------------------------------------------------------
@@ -390,6 +399,7 @@ class Work(Wire):
     config: str  # base64 of config.json
     input: WeightsLocation
     sites: list[WorkSite]
+    state: dict[str, WeightsLocation] = Field(default_factory=dict)  # the server optimiser's, by slot
 
 
 class OrdersRequest(Wire):
@@ -415,6 +425,8 @@ class RoundReport(Wire):
     seconds: float
     sites: dict[str, dict[str, float | int | str]]
     metrics: dict[str, float | int]
+    # what the server optimiser remembers, by slot; empty in the last round
+    state: dict[str, StoredFile] = Field(default_factory=dict, max_length=4)
 
 
 class EventReport(Wire):
