@@ -2,24 +2,26 @@
 
 Files stream into a folder beside the target, each checked against its digest while it streams; the evidence
 pack is fetched and verified by this home's own pins; then one rename installs. On any failure nothing is at
-the target, and the error names the file.
+the target, and the error names the file. A pull that was cut, by ``kill -9`` too, is gone on with by the next
+one of the same version to the same target.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from federation import transfer
 from federation.home import Home
 from storage.encoding import is_digest
-from storage.errors import FedhubError, Refused, Rejected, Unchecked
-from storage.manifests import Manifest, read_manifest
+from storage.errors import FedhubError, Refused, Rejected, Unchecked, shown
+from storage.manifests import Manifest, build_manifest, read_manifest
 from storage.pack import unzip_pack, write_pack
 
 if TYPE_CHECKING:
@@ -100,24 +102,62 @@ def pull_version(
     if target.exists() or target.is_symlink():
         raise Unchecked("E_TARGET", f"{target} is there already", "choose another folder, or remove it first")
     version = find_version(client, reference)
+    with resting(target.parent / f".{target.name}.{version.asset_id[:16]}.pull") as place:
+        pulled = pull_checked(home, client, version, place, grant=grant, duo=duo, moved=moved)
+        os.rename(pulled.folder, target)
+        if keep_pack is not None:
+            shutil.move(place / "pack", keep_pack)
+    return replace(pulled, folder=target)
+
+
+def pull_checked(
+    home: Home,
+    client: "HubClient",
+    version: "wire.ModelVersion",
+    place: Path,
+    *,
+    grant: str | None = None,
+    duo: Sequence[str] = (),
+    moved: Callable[[int], None] | None = None,
+) -> Pulled:
+    """Bring a version's files to ``place/files`` and its evidence to ``place/pack``, and check all of it.
+
+    What an earlier call left in ``place`` is not fetched again; it is checked with the rest.
+    """
     pull = client.pull(version.asset_id, duo)
     if grant is not None and pull.grant != grant:
         message = f"the hub leaned on grant {pull.grant or 'none'}, not on {grant}"
         raise Refused("E_GRANT_MISSING", message, "fedhub grant list shows the grants that are valid now")
-    with beside(target) as place:
-        pack = place / "pack"
-        fetch_pack(home, client, version.asset_id, pack)
-        manifest = manifest_of(client, version, version.asset_id)
-        files = place / "files"
-        fetch_files(client, pull, manifest, files, moved=moved)
-        use = None
-        if pull.grant is not None:
-            use = use_of(pull.grant, home.institution, version.asset_id, version.name, duo)
-        report = check_pack(home, pack, files=files, use=use)
-        os.rename(files, target)
-        if keep_pack is not None:
-            shutil.move(pack, keep_pack)
-    return Pulled(version, target, pull.grant, report)
+    pack, files = place / "pack", place / "files"
+    shutil.rmtree(pack, ignore_errors=True)
+    fetch_pack(home, client, version.asset_id, pack)
+    manifest = manifest_of(client, version, version.asset_id)
+    fetch_files(client, pull, manifest, files, moved=moved)
+    use = None
+    if pull.grant is not None:
+        use = use_of(pull.grant, home.institution, version.asset_id, version.name, duo)
+    return Pulled(version, files, pull.grant, check_pack(home, pack, files=files, use=use))
+
+
+def verify_folder(home: Home, client: "HubClient", reference: str, folder: Path) -> Pulled:
+    """Check that a folder holds exactly the files of a version, and the version's evidence; fetches no file.
+
+    Raises:
+        Rejected: ``E_SUBJECT`` naming the files that differ; or the first step that failed.
+    """
+    version = find_version(client, reference)
+    manifest = manifest_of(client, version, version.asset_id)
+    found = build_manifest(folder, manifest.name)
+    if found.asset_id != manifest.asset_id:
+        here = {entry.name: entry.sha256 for entry in found.files}
+        there = {entry.name: entry.sha256 for entry in manifest.files}
+        names = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        told = ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        what = f"{folder} is not {version.name}@{version.version}: {told}"
+        raise Rejected("E_SUBJECT", what, "changed, missing or added files; pull into a new folder")
+    with beside(home.path / "verify") as place:
+        fetch_pack(home, client, version.asset_id, place / "pack")
+        return Pulled(version, folder, None, check_pack(home, place / "pack", files=folder))
 
 
 def use_of(grant: str, grantee: str, asset: str, name: str, duo: Sequence[str]) -> dict[str, Any]:
@@ -142,16 +182,21 @@ def fetch_files(
 ) -> None:
     """Fetch every file of ``manifest`` into ``folder``, each checked while it streams.
 
-    Sizes and digests come from the manifest, whose own digest is the asset id; the hub only says where.
+    Sizes and digests come from the manifest, whose own digest is the asset id; the hub only says where. Files
+    that an earlier call brought stay; whoever calls checks the folder as a whole.
     """
     urls = {file.name: file.url for file in pull.files}
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for entry in manifest.files:
         url = urls.get(entry.name)
         if url is None:
             raise Rejected("E_SUBJECT", f"{entry.name}: in the manifest, but the hub has no address for it")
         path = folder / PurePosixPath(entry.name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size == entry.size:
+            if moved is not None:
+                moved(entry.size)
+            continue  # by an earlier call: it got its name only when it was whole
         try:
             transfer.fetch(
                 url,
@@ -259,6 +304,41 @@ def beside(target: Path) -> "Iterator[Path]":
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def resting(folder: Path) -> "Iterator[Path]":
+    """A folder, ours alone, in which a pull that is cut leaves what has arrived for the next one like it.
+
+    It goes away when the pull ends well, is refused, or finds no room.
+
+    Raises:
+        Unchecked: ``E_BUSY``; another process pulls the same.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Unchecked("E_WRITE", f"{folder} cannot be written ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(handle), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:  # or it was finished and removed between our two calls
+            raise Unchecked(
+                "E_BUSY", f"{folder.parent}: the same is being pulled already", "wait for its end"
+            )
+        try:
+            yield folder
+        except FedhubError as error:
+            if not isinstance(error, Unchecked) or error.code in ("E_WRITE", "E_DISK_FULL"):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
 
 
 def find_dataset(client: "HubClient", reference: str) -> "wire.Dataset":

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hub.commands.homes import home_of
-from hub.terminal import Command, short, table, terminal_of
+from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, Unchecked
 
 if TYPE_CHECKING:
     from federation import wire
+    from federation.pulling import Pulled
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Models and their signed versions.")
 
@@ -46,82 +47,94 @@ def push(
 def pull(
     ctx: typer.Context,
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
-    folder: Annotated[Path, typer.Argument(help="Where to install it; must not exist yet.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where to install it; must not exist yet.", show_default=False)
+    ] = None,
     grant: Annotated[str | None, typer.Option(help="Lean on this grant and no other.")] = None,
     duo: Annotated[
         list[str] | None, typer.Option(help="A term you accept, DUO:nnnnnnn; may be repeated.")
     ] = None,
     pack: Annotated[Path | None, typer.Option(help="Leave the evidence pack in this new folder.")] = None,
+    into_hf_cache: Annotated[
+        bool, typer.Option("--into-hf-cache", help="Install it where from_pretrained finds it offline.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="With --into-hf-cache: one more name to load it by, such as main.")
+    ] = None,
+    verify_only: Annotated[
+        bool,
+        typer.Option("--verify-only", help="FOLDER is there: check it against the version, fetch nothing."),
+    ] = False,
 ) -> Exit:
     """Download a version, check every byte and signature by this home's own pins, then install it at once.
 
-    On any failure nothing stands at FOLDER, and the error names the file.
+    On any failure nothing stands at FOLDER, and the error names the file. A pull that was cut goes on where
+    it stopped when it is repeated.
     """
-    from federation.pulling import find_version, pull_version
+    from federation.pulling import find_version, pull_version, verify_folder
+    from federation.stock_cache import cache_folder, pull_into_cache
 
+    _check_places(folder, pack, into_hf_cache=into_hf_cache, verify_only=verify_only, revision=revision)
     terminal = terminal_of(ctx)
     home = home_of(terminal)
     with home.client() as client:
+        if verify_only:
+            assert folder is not None
+            return _tell_pulled(terminal, verify_folder(home, client, reference, folder), pack, "Verified")
         wanted = find_version(client, reference)
-        total = sum(file.size for file in wanted.files)
-        with terminal.progress("pull", total) as moved:
-            pulled = pull_version(
-                home, client, reference, folder, grant=grant, duo=duo or [], moved=moved, keep_pack=pack
-            )
+        with terminal.progress("pull", sum(file.size for file in wanted.files)) as moved:
+            if folder is None:
+                cache = cache_folder()
+                pulled = pull_into_cache(
+                    home, client, reference, cache, revision=revision, grant=grant, duo=duo or [], moved=moved
+                )
+            else:
+                pulled = pull_version(
+                    home, client, reference, folder, grant=grant, duo=duo or [], moved=moved, keep_pack=pack
+                )
+    return _tell_pulled(terminal, pulled, pack, "Pulled")
+
+
+def _check_places(
+    folder: Path | None, pack: Path | None, *, into_hf_cache: bool, verify_only: bool, revision: str | None
+) -> None:
+    """Refuse places that contradict each other before anything is asked of the hub."""
+    wrong = None
+    if (folder is None) != into_hf_cache:
+        wrong = "a pull goes to FOLDER or with --into-hf-cache to the cache"
+    elif verify_only and into_hf_cache:
+        wrong = "--verify-only needs a FOLDER"
+    elif revision is not None and not into_hf_cache:
+        wrong = "--revision is for --into-hf-cache"
+    elif pack is not None and (into_hf_cache or verify_only):
+        wrong = "--pack is for a pull to FOLDER"
+    if wrong:
+        raise Unchecked("E_USAGE", wrong, "see: fedhub model pull --help")
+
+
+def _tell_pulled(terminal: Terminal, pulled: "Pulled", pack: Path | None, verb: str) -> Exit:
     version = pulled.version
     by = f"under grant {short(pulled.grant)}" if pulled.grant else "without a grant (own or public)"
-    count = len(version.files)
+    total, count = sum(file.size for file in version.files), len(version.files)
+    name = f"{version.name}@{version.version}"
+    lines = {
+        "Pulled": (
+            f"Pulled {name} {by}: {count} files, {total:,} bytes, all verified.",
+            f"Installed at {pulled.folder}.",
+        ),
+        "Verified": (f"{pulled.folder} is {name}: {count} files, {total:,} bytes, all verified.",),
+    }
     return terminal.done(
         {
             "name": version.name,
             "version": version.version,
             "asset_id": version.asset_id,
-            "folder": str(folder),
+            "folder": str(pulled.folder),
             "grant": pulled.grant,
             "pack": str(pack) if pack else None,
             "steps": pulled.report.as_json()["steps"],
         },
-        f"Pulled {version.name}@{version.version} {by}: {count} files, {total:,} bytes, all verified.",
-        f"Installed at {folder}.",
-    )
-
-
-@app.command("sign", cls=Command)
-def sign(
-    ctx: typer.Context,
-    reference: Annotated[str, typer.Argument(metavar="NAME@REVISION", help="Branch, tag or commit id.")],
-    files: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Your own copy of the files.")
-    ] = None,
-    trust_hub: Annotated[
-        bool, typer.Option("--trust-hub", help="Sign what the hub shows, without a copy of your own.")
-    ] = False,
-    tag: Annotated[list[str] | None, typer.Option(help="A name for this version; may be repeated.")] = None,
-    license_id: Annotated[str | None, typer.Option("--license", help="SPDX identifier.")] = None,
-) -> Exit:
-    """Make a draft, pushed by a stock client, the next signed version.
-
-    The draft is compared with FILES first, file by file: until then it is only the hub's word, since no token
-    can sign.
-    """
-    from federation.signing_drafts import sign_draft
-
-    if (files is None) != trust_hub:
-        raise Unchecked(
-            "E_USAGE", "give --files DIR or --trust-hub", "--files compares the draft with your own folder"
-        )
-    name, _, revision = reference.partition("@")
-    terminal = terminal_of(ctx)
-    home = home_of(terminal)
-    with home.client() as client:
-        version = sign_draft(
-            home, client, name, revision or "main", files=files, license_id=license_id, tags=tag or []
-        )
-    seen = f"compared with {files}" if files else "not compared: the hub was trusted"
-    return terminal.done(
-        version.model_dump(),
-        f"{version.name}@{version.version} is signed and logged; asset id {version.asset_id}",
-        f"Its {len(version.files)} files were {seen}.",
+        *lines[verb],
     )
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, delete, select
 
+from federation.stock_names import is_large
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import conflict
 from hub.services import registry
 from hub.services.keeping import hold, manifest_key
 from hub.services.plain_uploads import keep, usable_blobs
-from hub.services.repo_files import file_oids, is_large, is_reserved
+from hub.services.repo_files import file_oids, is_reserved
 from hub.services.revisions import (
     SEGMENT,
     Kind,

@@ -8,13 +8,13 @@ hub, are in no manifest, and stay out of data sets, whose loader would take them
 Read ``files_of``, ``file_at``, ``content_of``.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
+from federation.stock_names import git_oid, is_large
 from hub.context import Hub
 from hub.services.revisions import Repo
 from hub.tables import BlobRow, GitBlobRow, RevisionRow, StatementRow, VersionFileRow
@@ -23,18 +23,12 @@ from storage.errors import Unchecked, shown
 from storage.signing import open_envelope
 from storage.statements import read_statement
 
-SMALL_BYTES = 1 << 20  # a larger file is always a large one
-LARGE_ENDINGS = (
-    ".arrow", ".bin", ".ftz", ".gguf", ".h5", ".model", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".pb",
-    ".parquet", ".pt", ".pth", ".safetensors", ".tflite",
-)  # fmt: skip
 POINTER_BYTES = 134  # of a Git LFS pointer with a size of 10 digits or fewer; clients only show it
 SIGNATURE_FILE = "model.sig"
 PROOF_FOLDER = "fedhub"
 MANIFEST_FILE = f"{PROOF_FOLDER}/manifest.json"
 ASSET_FILE = f"{PROOF_FOLDER}/asset.sigstore.json"
 PROOFS_KNOWN = 4096  # versions whose made files are remembered: they never change, and manifests may be long
-EMPTY_OID = hashlib.sha1(b"blob 0\0", usedforsecurity=False).hexdigest()
 
 _known_proofs: dict[str, "tuple[RepoFile, ...]"] = {}  # by asset statement
 
@@ -54,20 +48,6 @@ class RepoFile:
     def etag(self) -> str:
         """The name under which a client's cache keeps its bytes."""
         return self.sha256 if self.large else self.oid
-
-
-def is_large(path: str, size: int) -> bool:
-    """Whether this file goes to the store by itself."""
-    return size > SMALL_BYTES or (size > 0 and path.lower().endswith(LARGE_ENDINGS))
-
-
-def git_oid(data: bytes) -> str:
-    """What git calls these bytes.
-
-    >>> git_oid(b"") == EMPTY_OID
-    True
-    """
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def pointer_oid(sha256: str, size: int) -> str:

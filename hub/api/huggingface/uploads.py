@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from federation.stock_names import git_oid
 from hub.access import Actor
 from hub.api.auth import CurrentActor, HubHere, ReadSession
 from hub.api.huggingface.asking import Name, Namespace, RepoHere, warn
@@ -22,7 +23,7 @@ from hub.context import Hub
 from hub.services import drafts, plain_uploads, revisions
 from hub.services.drafts import Announced, Changes
 from hub.services.plain_uploads import Place, Wanted
-from hub.services.repo_files import git_oid, remember_oids
+from hub.services.repo_files import remember_oids
 from hub.services.revisions import Kind, Repo
 from storage.encoding import is_digest, read_json
 from storage.errors import Refused, Rejected, shown

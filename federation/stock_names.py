@@ -1,0 +1,27 @@
+"""By which names stock Hugging Face clients know a file: the hub answers with them, a pull fills their cache.
+
+A file is *large* by its name and size alone, so that every answer about it agrees: large ones are named by
+their SHA-256, small ones by git's blob SHA-1.
+"""
+
+import hashlib
+
+SMALL_BYTES = 1 << 20  # a larger file is always a large one
+LARGE_ENDINGS = (
+    ".arrow", ".bin", ".ftz", ".gguf", ".h5", ".model", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".pb",
+    ".parquet", ".pt", ".pth", ".safetensors", ".tflite",
+)  # fmt: skip
+
+
+def is_large(path: str, size: int) -> bool:
+    """Whether this file goes to the store by itself."""
+    return size > SMALL_BYTES or (size > 0 and path.lower().endswith(LARGE_ENDINGS))
+
+
+def git_oid(data: bytes) -> str:
+    """What git calls these bytes.
+
+    >>> git_oid(b"")
+    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,289 @@
+"""``fedhub model push`` and ``pull`` against a real hub: what is cut goes on, what is there is not sent or fetched again."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import federation.transfer
+from federation.stock_names import git_oid
+from hub.cli import dispatch
+from hub.terminal import Terminal
+from storage.errors import Exit
+from storage.manifests import PART_BYTES
+from tests.e2e.test_hub_serve import HubProcess, hub_process
+
+ROOT = Path(__file__).parents[2]
+OWNER, FIRM = "owner.example", "firm.example"
+NAME = f"{OWNER}/m"
+ROLES = {OWNER: "owner", FIRM: "firm"}
+
+pytestmark = pytest.mark.xdist_group("transfers")
+
+
+class Alliance:
+    """A hub process, an owner and a firm, all used by their commands."""
+
+    def __init__(self, folder: Path, hub: HubProcess) -> None:
+        self.folder, self.hub = folder, hub
+        hub.ready()
+        pins = {"operator.example": self.run("operator", "institution", "show")["pin"]}
+        for name, role in ROLES.items():
+            code = self.run("operator", "hub", "invite", name, role)["code"]
+            made = self.run(name, "institution", "create", name, "--invitation", code)
+            pins[name] = made["pin"]
+            self.run("operator", "institution", "approve", name, "--pin", made["pin"])
+            self.run(name, "institution", "status")
+        self.run(FIRM, "institution", "trust", OWNER, "--pin", pins[OWNER])
+
+    def home(self, name: str) -> Path:
+        return self.folder / "operator" if name == "operator" else self.folder / "homes" / name
+
+    def call(self, name: str, *arguments: str) -> tuple[Exit, Terminal]:
+        terminal = Terminal(self.home(name), json=True, out=io.StringIO(), err=io.StringIO())
+        return dispatch(list(arguments), terminal), terminal
+
+    def run(self, name: str, *arguments: str) -> dict[str, Any]:
+        code, terminal = self.call(name, *arguments)
+        assert code is Exit.DONE, terminal.problem
+        return terminal.answer
+
+    def problem(self, name: str, *arguments: str) -> dict[str, str]:
+        code, terminal = self.call(name, *arguments)
+        assert code is not Exit.DONE
+        return terminal.problem
+
+    def killed(self, name: str, function: str, after: int, *arguments: str) -> None:
+        """Run a command in a process that is killed as it calls ``module:name`` for the nth time."""
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, function, str(after), "--home", str(self.home(name)), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stdout.decode() + done.stderr.decode()
+
+
+KILLED = """
+import importlib, os, signal, sys
+(module, name), after = sys.argv[1].split(":"), int(sys.argv[2])
+place = importlib.import_module(module)
+*way, name = name.split(".")
+for one in way:
+    place = getattr(place, one)
+original, calls = getattr(place, name), []
+def killed(*arguments, **options):
+    calls.append(1)
+    if len(calls) == after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+setattr(place, name, killed)
+from hub.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alliance]:
+    folder = tmp_path_factory.mktemp("transfers")
+    with hub_process(folder) as hub:
+        yield Alliance(folder, hub)
+
+
+def tensors(size: int, seed: bytes = b"") -> bytes:
+    """A safetensors file of ``size`` bytes of one tensor."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    body = hashlib.shake_128(seed).digest(size)
+    return len(header).to_bytes(8, "little") + header + body
+
+
+def folder_of(path: Path, **files: bytes) -> Path:
+    for name, data in files.items():
+        file = path / name.replace("__", ".").replace("_in_", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return path
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """One entry for each call of a function of ``federation.transfer``."""
+    calls: list[int] = []
+    original: Callable[..., Any] = getattr(federation.transfer, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(federation.transfer, name, call)
+    return calls
+
+
+LARGE = tensors(2 * PART_BYTES + 1000, b"large")  # three parts
+
+
+@pytest.fixture(scope="module")
+def pushed(alliance: Alliance, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 of the model, granted to the firm."""
+    files = {"model__safetensors": LARGE, "docs_in_README__md": b"# m", "config__json": b"{}"}
+    folder = folder_of(tmp_path_factory.mktemp("model"), **files)
+    assert alliance.run(OWNER, "model", "push", str(folder), NAME, "--tag", "base")["version"] == 1
+    alliance.run(OWNER, "grant", "issue", f"{NAME}@1", "--to", FIRM, "--action", "pull")
+    return folder
+
+
+def same(one: Path, other: Path) -> bool:
+    def content(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    return content(one) == content(other)
+
+
+@pytest.mark.fault
+def test_push_that_was_killed_sends_only_what_is_missing(
+    alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{OWNER}/killed"
+    folder = folder_of(tmp_path / "m", model__safetensors=tensors(6 * PART_BYTES, b"killed"), a__txt=b"a")
+    alliance.killed(OWNER, "federation.transfer:_Counter.add", 3, "model", "push", str(folder), name)
+    assert alliance.problem(OWNER, "model", "show", name)["code"] == "E_NOT_FOUND"
+    sent = counted(monkeypatch, "_send_one")
+    assert alliance.run(OWNER, "model", "push", str(folder), name)["version"] == 1
+    assert 0 < len(sent) <= 5  # of seven parts and the small file
+
+
+def test_push_sends_nothing_that_the_hub_has(
+    alliance: Alliance, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = counted(monkeypatch, "_send_one")
+    assert alliance.run(OWNER, "model", "push", str(pushed), NAME)["version"] == 1
+    assert sent == []
+    folder = folder_of(tmp_path / "next", model__safetensors=LARGE, config__json=b'{"n": 2}')
+    assert alliance.run(OWNER, "model", "push", str(folder), f"{OWNER}/other")["version"] == 1
+    assert len(sent) == 1
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("function", "after", "fetched"),
+    [
+        ("federation.partials:Partial.note", 4, (1, 2, 3)),  # in the middle of the large file
+        ("federation.pulling:check_pack", 1, (0,)),  # everything is there, nothing is checked as a whole
+    ],
+)
+def test_pull_that_was_killed_goes_on_and_nothing_stands_there_before(
+    alliance: Alliance,
+    pushed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    after: int,
+    fetched: tuple[int, ...],
+) -> None:
+    target = tmp_path / "model"
+    alliance.killed(FIRM, function, after, "model", "pull", f"{NAME}@1", str(target))
+    assert not target.exists() and [path.name[:7] for path in tmp_path.iterdir()] == [".model."]
+    read = counted(monkeypatch, "_read_piece")
+    answer = alliance.run(FIRM, "model", "pull", f"{NAME}:base", str(target))
+    assert answer["grant"] and len(read) in fetched
+    assert same(target, pushed) and list(tmp_path.iterdir()) == [target]
+
+
+def test_pull_does_not_trust_what_an_earlier_one_left(
+    alliance: Alliance, pushed: Path, tmp_path: Path
+) -> None:
+    asset = alliance.run(FIRM, "model", "show", f"{NAME}@1")["asset_id"]
+    target = tmp_path / "model"
+    left = tmp_path / f".model.{asset[:16]}.pull" / "files"
+    folder_of(left, config__json=b"[]", planted__py=b"import os")
+    assert alliance.problem(FIRM, "model", "pull", f"{NAME}@1", str(target))["code"] == "E_SUBJECT"
+    assert list(tmp_path.iterdir()) == []
+    alliance.run(FIRM, "model", "pull", f"{NAME}@1", str(target))
+    assert same(target, pushed)
+
+
+def test_pull_that_is_refused_leaves_nothing(alliance: Alliance, pushed: Path, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", config__json=b"{}")
+    alliance.run(OWNER, "model", "push", str(folder), f"{OWNER}/ungranted")
+    problem = alliance.problem(FIRM, "model", "pull", f"{OWNER}/ungranted@1", str(tmp_path / "got"))
+    assert problem["code"].startswith("E_GRANT")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_verify_only_names_what_differs_and_fetches_no_file(
+    alliance: Alliance, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = counted(monkeypatch, "_read_piece")
+    copy = tmp_path / "copy"
+    shutil.copytree(pushed, copy)
+    assert alliance.run(FIRM, "model", "pull", f"{NAME}@1", str(copy), "--verify-only")["version"] == 1
+    (copy / "docs" / "README.md").write_bytes(b"# n")
+    (copy / "added.txt").write_bytes(b"")
+    problem = alliance.problem(FIRM, "model", "pull", f"{NAME}@1", str(copy), "--verify-only")
+    assert problem["code"] == "E_SUBJECT"
+    assert "README.md" in problem["message"] and "added.txt" in problem["message"]
+    assert "config.json" not in problem["message"] and read == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("x", "--into-hf-cache"), ("--verify-only", "--into-hf-cache"), ("x", "--revision", "r")],
+    ids=["no place", "two places", "verify a cache", "a name without a cache"],
+)
+def test_places_that_contradict_each_other_are_refused(
+    alliance: Alliance, arguments: tuple[str, ...]
+) -> None:
+    assert alliance.problem(FIRM, "model", "pull", f"{NAME}@1", *arguments)["code"] == "E_USAGE"
+
+
+def test_cache_of_stock_clients_is_filled_as_they_read_it(
+    alliance: Alliance, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    pull = ("model", "pull", f"{NAME}@1", "--into-hf-cache", "--revision", "mine")
+    answer = alliance.run(FIRM, *pull)
+    repository = tmp_path / "hub" / "models--owner.example--m"
+    snapshot = Path(answer["folder"])
+    commit = snapshot.name
+    assert snapshot == repository / "snapshots" / commit and len(commit) == 40
+    refs = {path.name: path.read_text() for path in (repository / "refs").iterdir()}
+    assert refs == dict.fromkeys(("v1", "base", "main", "mine"), commit)
+    assert same(snapshot, pushed)
+    etags = {git_oid(b"# m"), git_oid(b"{}"), hashlib.sha256(LARGE).hexdigest()}
+    assert {path.name for path in (repository / "blobs").iterdir()} == etags
+    link = os.readlink(snapshot / "docs" / "README.md")
+    assert link == f"../../../blobs/{git_oid(b'# m')}"
+    assert {path.name for path in repository.iterdir()} == {"blobs", "refs", "snapshots"}
+    alliance.run(FIRM, *pull)  # again, over what is there
+    assert same(snapshot, pushed)
+    assert _load_offline(tmp_path / "hub", "m", "main") in (str(snapshot), None)
+
+
+def _load_offline(cache: Path, name: str, revision: str) -> str | None:
+    """Where the stock client finds the snapshot without any hub; None where it is not installed."""
+    code = (
+        "import sys, huggingface_hub as h;"
+        "print(h.snapshot_download(sys.argv[1], revision=sys.argv[2], local_files_only=True))"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    for python in [sys.executable, *map(str, Path.home().glob(".cache/fedhub-test-envs/*/bin/python"))]:
+        done = subprocess.run(
+            [python, "-c", code, f"{OWNER}/{name}", revision],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "No module named" not in done.stderr:
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+    return None
