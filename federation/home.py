@@ -26,7 +26,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -45,6 +45,13 @@ RING_DAYS = 366
 MAX_CHECKPOINT_AGE_S = 86_400
 _DAY_S = 86_400
 _ASK = "make one with: fedhub --home DIR institution create NAME --invitation CODE"
+
+
+class Rings(Protocol):
+    """The part of a hub client that serves key rings."""
+
+    def keyring(self, name: str) -> list[str]:
+        """The roots of an institution's ring, oldest first, base64."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +310,7 @@ class Home:
         """This institution's own key ring."""
         return read_ring(self.institution, _roots(self.path / "keyring"), self.pins[self.institution])
 
-    def ring_of(self, institution: str, client: "HubClient | None" = None) -> KeyRing:
+    def ring_of(self, institution: str, client: "Rings | None" = None) -> KeyRing:
         """The ring of ``institution``, under this home's own pin, with what the hub adds to it.
 
         The roots that the hub serves are kept under ``peers/`` only when they continue the pinned chain, so a

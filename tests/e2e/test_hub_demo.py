@@ -49,7 +49,7 @@ class Demo:
     stderr: str
 
     def path(self, member: str) -> Path:
-        return self.folder / self.report[member]
+        return self.folder / str(self.report[member])
 
     def statements(self, kind: str) -> list[Statement]:
         found = [

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -35,15 +35,19 @@ from storage.statements import read_statement
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, Journey, Setting, open_alliance, weights
 from tests.hubs import OPERATOR
 
-class Lying:
-    """A client of a hub that answers some questions falsely; the rest is the truth."""
 
-    def __init__(self, truth: HubClient, **answers: Any) -> None:
+class _Lying:
+    def __init__(self, truth: HubClient, answers: Mapping[str, Any]) -> None:
         self._truth = truth
         self._answers = answers
 
     def __getattr__(self, name: str) -> Any:
         return self._answers.get(name) or getattr(self._truth, name)
+
+
+def lying(truth: HubClient, **answers: Any) -> HubClient:
+    """A client of a hub that answers some questions falsely; the rest is the truth."""
+    return cast(HubClient, _lying(truth, answers))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_a_round_that_is_withheld_stops_the_owner(alliance: AllianceInProcess, f
         records = list(truth.all_statements(**asked))
         return iter(records[1:] if asked.get("kind") == "round" else records)
 
-    error = refuses_to_finish(alliance, Lying(truth, all_statements=without_first_round), finished.id)
+    error = refuses_to_finish(alliance, lying(truth, all_statements=without_first_round), finished.id)
     assert error.code == "E_ROUND_CHAIN"
 
 
@@ -127,7 +131,7 @@ def test_no_rounds_at_all_make_no_version(alliance: AllianceInProcess, finished:
         return iter([]) if asked.get("kind") == "round" else truth.all_statements(**asked)
 
     assert (
-        refuses_to_finish(alliance, Lying(truth, all_statements=nothing), finished.id).code == "E_ROUND_CHAIN"
+        refuses_to_finish(alliance, lying(truth, all_statements=nothing), finished.id).code == "E_ROUND_CHAIN"
     )
 
 
@@ -138,7 +142,7 @@ def test_a_receipt_that_is_withheld_stops_the_owner(alliance: AllianceInProcess,
         records = list(truth.all_statements(**asked))
         return iter(records[:-1] if asked.get("kind") == "receipt" else records)
 
-    error = refuses_to_finish(alliance, Lying(truth, all_statements=without_a_receipt), finished.id)
+    error = refuses_to_finish(alliance, lying(truth, all_statements=without_a_receipt), finished.id)
     assert error.code == "E_ROUND_CHAIN"
 
 
@@ -162,7 +166,7 @@ def test_a_round_that_somebody_else_signed_stops_the_owner(
             forged = firm.sign("round", [("model.safetensors", statement.subject)], members)
             yield record.model_copy(update={"bundle": forged.decode()})
 
-    error = refuses_to_finish(alliance, Lying(truth, all_statements=signed_by_the_firm), finished.id)
+    error = refuses_to_finish(alliance, lying(truth, all_statements=signed_by_the_firm), finished.id)
     assert error.code == "E_ISSUER"
 
 
@@ -175,7 +179,7 @@ def test_weights_that_are_not_the_last_aggregate_stop_the_owner(
         first = truth.run(plan).rounds[0]
         return truth.weights(plan, first.aggregate)
 
-    error = refuses_to_finish(alliance, Lying(truth, weights=others), finished.id)
+    error = refuses_to_finish(alliance, lying(truth, weights=others), finished.id)
     assert error.exit.value == 1
 
 
@@ -257,7 +261,7 @@ def test_a_hub_that_shows_another_plan_is_found_out(
         return truth.plan(other.id).model_copy(update={"id": plan})
 
     with pytest.raises(Rejected) as caught:
-        read_checked_plan(home, Lying(truth, plan=swapped), finished.id)
+        read_checked_plan(home, lying(truth, plan=swapped), finished.id)
     assert caught.value.code == "E_PLAN"
 
 
@@ -273,7 +277,7 @@ def test_a_plans_files_must_be_those_that_it_names(
         return shown.model_copy(update={member: base64.b64encode(raw).decode()})
 
     with pytest.raises(Rejected) as caught:
-        read_checked_plan(home, Lying(truth, plan=altered), finished.id)
+        read_checked_plan(home, lying(truth, plan=altered), finished.id)
     assert caught.value.code == "E_PLAN"
 
 
