@@ -47,7 +47,7 @@ class _Lying:
 
 def lying(truth: HubClient, **answers: Any) -> HubClient:
     """A client of a hub that answers some questions falsely; the rest is the truth."""
-    return cast(HubClient, _lying(truth, answers))
+    return cast(HubClient, _Lying(truth, answers))
 
 
 @pytest.fixture(scope="module")
