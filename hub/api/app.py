@@ -200,6 +200,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
         from hub.web import pages
 
         app.include_router(pages.router)
+        app.state.error_page = pages.error_page
     for router in HUGGINGFACE:
         app.include_router(router)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)

@@ -1,11 +1,14 @@
-"""Every error as problem+json (RFC 9457): stable code, what is wrong, what to do next, and no more."""
+"""Every error as problem+json (RFC 9457): stable code, what is wrong, what to do next, and no more.
 
+On the paths of pages people see the same as a page, with the same status."""
+
+import json
 import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -82,31 +85,48 @@ def add_problems(app: FastAPI) -> None:
     """Answer every exception that leaves a route."""
 
     @app.exception_handler(FedhubError)
-    def known(_request: Request, error: FedhubError) -> JSONResponse:
-        return answer_error(error)
+    def known(request: Request, error: FedhubError) -> Response:
+        return _for_reader(request, answer_error(error))
 
     @app.exception_handler(RequestValidationError)
-    def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
-        return _validation(error)
+    def malformed(request: Request, error: RequestValidationError) -> Response:
+        return _for_reader(request, _validation(error))
 
     @app.exception_handler(HTTPException)
-    def plain(_request: Request, error: HTTPException) -> JSONResponse:
+    def plain(request: Request, error: HTTPException) -> Response:
         code = {404: "E_NOT_FOUND", 405: "E_METHOD", 400: "E_JSON"}.get(error.status_code, "E_HTTP")
         headers = {name.replace("-", "_"): value for name, value in (error.headers or {}).items()}
-        return problem(error.status_code, code, str(error.detail), "", None, **headers)
+        return _for_reader(request, problem(error.status_code, code, str(error.detail), "", None, **headers))
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(PoolTimeout)
-    def database_away(_request: Request, error: DBAPIError | PoolTimeout) -> JSONResponse:
+    def database_away(request: Request, error: DBAPIError | PoolTimeout) -> Response:
         _log.error("database: %s", type(error).__name__, exc_info=error)
-        return problem(503, "E_DATABASE", "the hub's database does not answer", "Try again in a moment.")
+        answer = problem(503, "E_DATABASE", "the hub's database does not answer", "Try again in a moment.")
+        return _for_reader(request, answer)
 
     @app.exception_handler(Exception)
-    def unknown(_request: Request, error: Exception) -> JSONResponse:
+    def unknown(request: Request, error: Exception) -> Response:
         _log.error("unexpected %s", type(error).__name__, exc_info=error)
-        return problem(
+        answer = problem(
             500, "E_INTERNAL", "the hub failed; nothing was changed", "Tell the operator the X-Request-Id."
         )
+        return _for_reader(request, answer)
+
+
+def _for_reader(request: Request, answer: JSONResponse) -> Response:
+    """The same as a page, where the app has pages (``state.error_page``) and a person asked for this path."""
+    show = getattr(request.app.state, "error_page", None)
+    if show is None:
+        return answer
+    said = json.loads(bytes(answer.body))
+    page: Response | None = show(request, answer.status_code, said["code"], said["detail"], said["hint"])
+    if page is None:
+        return answer
+    for name in ("allow", "retry-after"):
+        if name in answer.headers:
+            page.headers[name] = answer.headers[name]
+    return page
 
 
 def _validation(error: RequestValidationError) -> JSONResponse:

@@ -1,7 +1,7 @@
-"""A curve as inline SVG: drawn by the server, readable in both colour schemes, no script needed.
+"""Figures as inline SVG: drawn by the server, readable in both colour schemes, no script, no style.
 
-``draw`` maps series of (round, value) to one SVG text. Colours are classes of the page's sheet, so the figure
-follows the reader's light or dark setting. The same figures stand in a table beside it.
+Series are (round, value) points. Colours are classes of the page's sheet, so that a figure follows the
+reader's light or dark setting. The same numbers always stand in a table beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,50 +9,63 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 30
+WIDTH, HEIGHT = 480, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
 COLOURS = 8
+TICKS_X = 8
+SPAN_WIDTH = 240
 
 Points = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One drawn figure and its legend: (name, CSS class of its colour) in drawing order."""
+    """One drawn figure and its legend: (name, CSS class of its colour, newest value) in drawing order."""
 
+    title: str
     svg: Markup
-    legend: list[tuple[str, str]]
+    legend: list[tuple[str, str, float]]
 
 
-def draw(series: Mapping[str, Points], *, rounds: int, title: str) -> Curve:
-    """Draw values per round; ``rounds`` is the length of the x axis, so a live curve does not jump.
+def draw(series: Mapping[str, Points], *, rounds: int, title: str, main: str, label: str) -> Curve:
+    """Draw values per round.
 
-    The y axis runs from 0 to 1 when every value lies there (accuracies), else from least to greatest value.
+    Args:
+        rounds: length of the x axis, so that a live curve does not jump.
+        main: name of the series drawn heavier, in the colour of text.
+        label: what the figure is, for those who do not see it.
     """
-    values = [value for points in series.values() for _, value in points]
-    low, high = _range(values)
-    legend = [(name, f"s{number % COLOURS}") for number, name in enumerate(series)]
-    lines = [
-        _line(points, colour, max(rounds, 2), low, high)
-        for points, (_, colour) in zip(series.values(), legend, strict=True)
-    ]
+    series = {name: points for name, points in series.items() if points}
+    low, high = _range([value for points in series.values() for _, value in points])
+    classes, number = {}, 0
+    for name in series:
+        classes[name] = "main" if name == main else f"s{number % COLOURS}"
+        number += name != main
+    order = sorted(series, key=lambda name: name == main)  # the main one on top
     parts = [
         Markup('<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, title
+            WIDTH, HEIGHT, label
         ),
         *_y_axis(low, high),
         *_x_axis(max(rounds, 2)),
-        *lines,
+        *(_line(name, series[name], classes[name], max(rounds, 2), low, high) for name in order),
         Markup("</svg>"),
     ]
-    return Curve(Markup("").join(parts), legend)
+    legend = [(name, classes[name], points[-1][1]) for name, points in series.items()]
+    return Curve(title, Markup("").join(parts), legend)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    if not values or (min(values) >= 0 and max(values) <= 1):
+    """What the y axis spans: round numbers around the values, 0 to 1 for shares that fill most of it."""
+    if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if low >= 0 and 0.5 < high <= 1 and low < 0.5:
+        return 0.0, 1.0
+    if high <= low:
+        return low - 0.5, high + 0.5
+    room = (high - low) * 0.08
+    return (max(0.0, low - room) if low >= 0 else low - room), high + room
 
 
 def _x(number: int, rounds: int) -> float:
@@ -63,11 +76,14 @@ def _y(value: float, low: float, high: float) -> float:
     return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _line(points: Points, colour: str, rounds: int, low: float, high: float) -> Markup:
-    places = [(_x(number, rounds), _y(value, low, high)) for number, value in points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+def _line(name: str, points: Points, colour: str, rounds: int, low: float, high: float) -> Markup:
+    places = [(number, value, _x(number, rounds), _y(value, low, high)) for number, value in points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for _, _, x, y in places)
     dots = Markup("").join(
-        Markup('<circle cx="{}" cy="{}" r="3"/>').format(f"{x:.1f}", f"{y:.1f}") for x, y in places
+        Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3"><title>{}, {}: {:.4g}</title></circle>').format(
+            x, y, name, number, value
+        )
+        for number, value, x, y in places
     )
     return Markup('<g class="{}"><polyline points="{}"/>{}</g>').format(colour, path, dots)
 
@@ -77,24 +93,47 @@ def _y_axis(low: float, high: float) -> list[Markup]:
     return [
         Markup(
             '<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>'
-            '<text x="{3}" y="{4}" text-anchor="end">{5}</text>'
+            '<text x="{3}" y="{4}" text-anchor="end">{5:.3g}</text>'
         ).format(
             LEFT,
             WIDTH - RIGHT,
             f"{_y(tick, low, high):.1f}",
-            LEFT - 6,
+            LEFT - 7,
             f"{_y(tick, low, high) + 4:.1f}",
-            f"{tick:.2f}",
+            tick,
         )
         for tick in ticks
     ]
 
 
 def _x_axis(rounds: int) -> list[Markup]:
-    step = max(1, -(-rounds // 10))
+    step = max(1, -(-rounds // TICKS_X))
     return [
         Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            f"{_x(number, rounds):.1f}", HEIGHT - 8, number
+            f"{_x(number, rounds):.1f}", HEIGHT - 10, number
         )
         for number in range(1, rounds + 1, step)
     ]
+
+
+def bar(value: float, most: float, label: str) -> Markup:
+    """A bar as long as ``value`` is of ``most``, for one row of a table."""
+    width = 0.0 if most <= 0 else max(1.0, min(1.0, value / most) * 100)
+    return Markup(
+        '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<rect class="rail" width="100" height="8"/><rect width="{:.1f}" height="8"/></svg>'
+    ).format(label, width)
+
+
+def span(value: float, low: float, high: float, bar_at: float, label: str) -> Markup:
+    """A share with its interval on a line from 0 to 1, and where the bar to pass stood."""
+
+    def at(share: float) -> str:
+        return f"{8 + max(0.0, min(1.0, share)) * (SPAN_WIDTH - 16):.1f}"
+
+    return Markup(
+        '<svg class="span" viewBox="0 0 {} 22" role="img" aria-label="{}">'
+        '<line class="rail" x1="8" x2="{}" y1="11" y2="11"/>'
+        '<line class="goal" x1="{}" x2="{}" y1="3" y2="19"/>'
+        '<line class="reach" x1="{}" x2="{}" y1="11" y2="11"/><circle cx="{}" cy="11" r="5"/></svg>'
+    ).format(SPAN_WIDTH, label, SPAN_WIDTH - 8, at(bar_at), at(bar_at), at(low), at(high), at(value))

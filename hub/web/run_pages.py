@@ -1,0 +1,307 @@
+"""Pages of runs: a table that is whole without JavaScript, kept in step by server-sent events with it."""
+
+import base64
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from markupsafe import Markup
+
+from federation import wire
+from federation.plan import read_config
+from hub.access import Actor
+from hub.api.auth import HubHere, ReadSession
+from hub.context import Hub
+from hub.services import dossiers, events, plans, runs
+from hub.services.events import Kind
+from hub.web.advice import Advice, advice_on
+from hub.web.charts import Curve, bar, draw
+from hub.web.rendering import Visitor, page, sign_in_first
+
+POLL_S = 0.4
+QUIET_S = 15.0
+STREAM_S = 300.0  # then the browser asks again, and who it is is looked at anew
+LAST_EVENTS = 60
+EVENTS_READ = 5000
+ALL = "all sites"
+METRICS = (("accuracy", "Accuracy"), ("loss", "Loss"))
+_REASON = re.compile(r"(?:(E_[A-Z_]+): )?([^\n]*)(?:\n(.*))?", re.DOTALL)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/runs", response_class=HTMLResponse)
+def run_list(
+    request: Request, hub: HubHere, session: ReadSession, actor: Visitor, cursor: str | None = None
+) -> Response:
+    """Runs that the visitor may see, and plans that wait for one."""
+    if not actor.known:
+        return sign_in_first(request)
+    found, following = runs.page(hub, session, actor, cursor=cursor)
+    waiting = [plan for plan in plans.page(hub, session, actor)[0] if plan.run is None]
+    more = f"/runs?cursor={following}" if following else ""
+    return page(request, hub, actor, "runs.html", runs=found, plans=waiting, more_at=more)
+
+
+@router.get("/runs/{plan}", response_class=HTMLResponse)
+def run_page(request: Request, hub: HubHere, session: ReadSession, actor: Visitor, plan: str) -> Response:
+    """One run: curves, rounds, receipts, refusals, what happened, and its plan."""
+    if not actor.known:
+        return sign_in_first(request)
+    described = plans.read(hub, session, actor, plan)
+    if described.run is None:
+        return RedirectResponse(f"/statements/{plan}", 303)
+    values = _part(hub, session, actor, plan)
+    return page(
+        request,
+        hub,
+        actor,
+        "run.html",
+        plan=described,
+        base=_base(hub, session, actor, described),
+        setting=_setting(described),
+        **values,
+    )
+
+
+@router.get("/runs/{plan}/part", response_class=HTMLResponse)
+def run_part(request: Request, hub: HubHere, session: ReadSession, actor: Visitor, plan: str) -> Response:
+    """The part of a run's page that changes while it runs."""
+    return page(request, hub, actor, "run_part.html", **_part(hub, session, actor, plan))
+
+
+# --- what a page shows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the plan's config.json says that a watcher wants to know."""
+
+    strategy: str
+    quorum: int
+    deadline: int
+    compression: str
+
+
+def _setting(plan: wire.Plan) -> Setting:
+    config = read_config(base64.b64decode(plan.config))
+    return Setting(config.strategy, config.quorum, config.round_deadline_s, config.compression)
+
+
+def _base(hub: Hub, session: ReadSession, actor: Actor, plan: wire.Plan) -> dossiers.Relative:
+    return dossiers.version_of(hub, session, actor, plan.base_asset)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run stopped: code, cause and what to do next."""
+
+    code: str
+    cause: str
+    next: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One refusal or trouble of a site; ``statement`` is None where the coordinator says it, unsigned."""
+
+    round: int
+    site: str
+    code: str
+    message: str
+    owner: str
+    step: str
+    statement: str | None
+
+
+@dataclass(frozen=True)
+class FlightSite:
+    """How far one site is in the round that is open."""
+
+    name: str
+    state: str
+    told: str
+
+
+@dataclass(frozen=True)
+class Flight:
+    """The round that is open now."""
+
+    round: int
+    sites: list[FlightSite]
+
+
+def _part(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> dict[str, Any]:
+    run = runs.show(hub, session, actor, plan)
+    happened = events.read(session, plan, limit=EVENTS_READ)
+    received = dossiers.update_bytes(session, run)
+    longest = max((each.seconds for each in run.rounds), default=0.0)
+    return {
+        "run": run,
+        "after": happened[-1].id if happened else 0,
+        "events": happened[-LAST_EVENTS:],
+        "curves": [
+            _curve(run, happened, name, title) for name, title in METRICS if _has(run, happened, name)
+        ],
+        "timeline": [(each, _bar(each, longest), received.get(each.round, 0)) for each in run.rounds],
+        "total_bytes": sum(received.values()),
+        "troubles": _troubles(run, happened),
+        "stopped": _stop(run),
+        "waiting": _waiting(run, happened),
+        "flight": _flight(hub, session, actor, run, happened),
+    }
+
+
+def _bar(each: wire.Round, longest: float) -> Markup:
+    return bar(each.seconds, longest, f"{each.seconds:.2f} s")
+
+
+def _stop(run: wire.Run) -> Stop | None:
+    match = _REASON.fullmatch(run.reason or "")
+    return None if not run.reason or match is None else Stop(match[1] or "", match[2], match[3] or "")
+
+
+def _waiting(run: wire.Run, happened: list[wire.Event]) -> str:
+    last = happened[-1] if happened else None
+    if run.ended_at is not None or last is None or last.kind != Kind.WAITING:
+        return ""
+    told = last.data
+    if told.get("for") == "sites":
+        return f"{told.get('online')} of the {told.get('needed')} sites that the plan needs are connected"
+    return f"for {told.get('for')}: {told.get('reason')}"
+
+
+# --- troubles -----------------------------------------------------------------------------------------------
+
+TROUBLES = (Kind.SITE_LEFT_OUT, Kind.SITE_LATE, Kind.SITE_UNREACHABLE)
+
+
+def _troubles(run: wire.Run, happened: list[wire.Event]) -> list[Trouble]:
+    """Newest first: signed refusals, and what the coordinator said of sites."""
+    found = [_trouble(each.round, each.institution, each.code, "", each.statement) for each in run.refusals]
+    signed = {(one.round, one.site, one.code) for one in found}
+    for event in happened:
+        if event.kind not in TROUBLES:
+            continue
+        told = event.data
+        number, site = int(told.get("round") or 0), str(told.get("institution") or "")
+        code = str(told.get("code") or ("E_SITE_GONE" if event.kind == Kind.SITE_UNREACHABLE else "E_LATE"))
+        if (number, site, code) not in signed:
+            message = str(told.get("message") or told.get("reason") or "")
+            found.append(_trouble(number, site, code, message, None))
+    return sorted(found, key=lambda one: -one.round)[:LAST_EVENTS]
+
+
+def _trouble(number: int, site: str, code: str, message: str, statement: str | None) -> Trouble:
+    advice: Advice = advice_on(code)
+    return Trouble(number, site, code, message, advice.owner, advice.step, statement)
+
+
+# --- the round in flight ------------------------------------------------------------------------------------
+
+_STATES = {
+    Kind.SITE_REPLIED: "replied",
+    Kind.SITE_LATE: "late",
+    Kind.SITE_LEFT_OUT: "left out",
+    Kind.SITE_REFUSED: "refused",
+    Kind.SITE_UNREACHABLE: "offline",
+}
+
+
+def _flight(
+    hub: Hub, session: ReadSession, actor: Actor, run: wire.Run, happened: list[wire.Event]
+) -> Flight | None:
+    if run.deadline is None or run.ended_at is not None:
+        return None
+    number = len(run.rounds) + 1
+    described = plans.read(hub, session, actor, run.plan)
+    sites = {
+        one.institution: FlightSite(one.institution, "at work", "")
+        for one in described.participants
+        if one.consent
+    }
+    for event in happened:
+        name, told = str(event.data.get("institution") or ""), event.data
+        if event.kind in _STATES and told.get("round") == number and name:
+            said = f"{told['seconds']} s" if "seconds" in told else str(told.get("code") or "")
+            sites[name] = FlightSite(name, _STATES[Kind(event.kind)], said)
+    return Flight(number, list(sites.values()))
+
+
+# --- curves -------------------------------------------------------------------------------------------------
+
+
+def _figures(run: wire.Run, happened: list[wire.Event]) -> list[tuple[int, str, Mapping[str, Any]]]:
+    """Who measured what in which round: closed rounds, and replies in the one that is open."""
+    found: list[tuple[int, str, Mapping[str, Any]]] = []
+    for each in run.rounds:
+        found.append((each.round, ALL, each.metrics))
+        found += [(each.round, name, figures) for name, figures in sorted(each.sites.items())]
+    number = len(run.rounds) + 1
+    replies = {
+        str(event.data.get("institution")): event.data
+        for event in happened
+        if event.kind == Kind.SITE_REPLIED and event.data.get("round") == number
+    }
+    return found + [(number, name, figures) for name, figures in sorted(replies.items())]
+
+
+def _has(run: wire.Run, happened: list[wire.Event], metric: str) -> bool:
+    return any(metric in figures for _, _, figures in _figures(run, happened))
+
+
+def _curve(run: wire.Run, happened: list[wire.Event], metric: str, title: str) -> Curve:
+    """A line for each site and a heavier one for all of them together."""
+    series: dict[str, list[tuple[int, float]]] = {ALL: []}
+    for number, name, figures in _figures(run, happened):
+        value = figures.get(metric)
+        if isinstance(value, int | float):
+            series.setdefault(name, []).append((number, float(value)))
+    label = (
+        f"{title} per round, for each site and for all sites together; the same numbers stand in the table"
+    )
+    return draw(series, rounds=run.rounds_planned, title=title, main=ALL, label=label)
+
+
+# --- live ---------------------------------------------------------------------------------------------------
+
+
+@router.get("/runs/{plan}/live")
+def run_live(
+    request: Request, hub: HubHere, session: ReadSession, actor: Visitor, plan: str, after: int = 0
+) -> Response:
+    """Server-sent events: one for each thing that happens in the run after ``after``, until it ends.
+
+    Only that something happened is told; what, the part of the page says.
+    """
+    runs.show(hub, session, actor, plan)
+    last = request.headers.get("last-event-id", "")
+    start = int(last) if last.isascii() and last.isdigit() and len(last) <= 15 else after
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(hub, plan, start), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(hub: Hub, plan: str, after: int) -> AsyncIterator[str]:
+    yield "retry: 1000\n\n"
+    spoke_at = began_at = anyio.current_time()
+    while anyio.current_time() - began_at < STREAM_S:
+        found, over = await anyio.to_thread.run_sync(_look, hub, plan, after)
+        if found:
+            after, spoke_at = found[-1].id, anyio.current_time()
+            yield f"id: {after}\ndata: {found[-1].kind}\n\n"
+        elif over:
+            yield f"id: {after}\nevent: over\ndata: over\n\n"
+            return
+        elif anyio.current_time() - spoke_at > QUIET_S:
+            spoke_at = anyio.current_time()
+            yield ": still here\n\n"
+        await anyio.sleep(POLL_S)
+
+
+def _look(hub: Hub, plan: str, after: int) -> tuple[list[wire.Event], bool]:
+    with hub.database.session_scope(write=False) as session:
+        return events.read(session, plan, after=after), dossiers.run_is_over(session, plan)
