@@ -227,6 +227,7 @@ class Alliance:
             "FEDHUB_OPERATOR": institution("operator"),
             "FEDHUB_DATA_DIR": str(self.folder / "hub"),
             "FEDHUB_OPERATOR_HOME": str(self.home("operator")),
+            "FEDHUB_OPEN_PAGES": "true",  # on loopback, for whoever plays all six
         }
         settings |= {key: value for key, value in os.environ.items() if key.startswith(FROM_OUTSIDE)}
         self._spawn("hub", ["hub", "up"], self.home("operator"), settings)
