@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from federation import transfer
 from federation.home import Home
+from federation.licences import check_license
 from federation.pulling import steps
 from storage.croissant import make_croissant
 from storage.encoding import sha256_hex
@@ -42,7 +43,7 @@ def push_version(
 
     Args:
         name: ``<institution>/<path>`` in the home's own namespace.
-        license_id: SPDX identifier.
+        license_id: SPDX expression; it is signed in its canonical spelling.
         plan: id of the plan whose run made the files; ``provenance`` then gives the signed bundle for them.
         moved: told how many bytes went up, as they go.
     Raises:
@@ -50,6 +51,7 @@ def push_version(
         Refused: the name is in another institution's namespace (E_ISSUER).
     """
     check_namespace(home, name)
+    license_id = check_license(license_id) if license_id else None
     manifest = build_manifest(folder, name)
     known = find_model(client, name)
     newest = max(known.versions, key=lambda version: version.version) if known and known.versions else None
@@ -127,6 +129,7 @@ def describe_dataset(
     same dataset as long as no byte changed.
     """
     check_namespace(home, name)
+    license_id = check_license(license_id)
     newest = _newest_dataset(client, home.institution, name)
     kept = next((each for each in home.datasets() if newest and each.asset_id == newest.asset_id), None)
     if newest is not None and kept is not None:

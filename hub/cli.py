@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "token": ("tokens", "Personal tokens: new, list, revoke"),
     "institution": ("institutions", "Members and their key rings: create, approve, trust, show, rotate"),
     "data": ("datasets", "Datasets that stay on-site: describe, list, show"),
-    "model": ("models", "Models: push, pull, list, show, tag"),
+    "model": ("models", "Models: push, pull, diff, lineage, list, show, tag"),
     "grant": ("grants", "Signed permissions: issue, list, show, revoke, verify"),
     "plan": ("plans", "Training plans: new, check, submit, show, list"),
     "run": ("runs", "Runs of plans: start, watch, list, show, cancel, resume, finish"),

@@ -176,6 +176,12 @@ class Settings(BaseSettings):
     xorb_hours: int = _setting(
         6, "How long chunks that a Xet client posted wait for the file that names them.", "hours", ge=1, le=72
     )
+    institution_bytes: int = _setting(
+        0,
+        "Most bytes that one institution may keep in the store, updates of runs aside; 0: no limit.",
+        "bytes",
+        ge=0,
+    )
     uploads_open: int = _setting(10_000, "Most unfinished uploads of one institution.", "uploads", ge=1)
     unused_hours: int = _setting(
         168,

@@ -204,6 +204,75 @@ def tag_version(
     return terminal.done(version.model_dump(), f"{name}:{tag} is {name}@{number}.")
 
 
+@app.command("diff", cls=Command)
+def diff(
+    ctx: typer.Context,
+    before: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
+    after: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
+) -> Exit:
+    """Say what changed from one version to another: files, and tensors by name, type and shape.
+
+    Only the headers of safetensors files are read, a few kilobytes each.
+    """
+    from dataclasses import asdict
+
+    from federation.comparing import compare
+    from federation.pulling import find_version
+
+    terminal = terminal_of(ctx)
+    with home_of(terminal).client() as client:
+        old, new = find_version(client, before), find_version(client, after)
+        found = compare(client, old, new)
+    rows = [("added", name, "") for name in found.files_added]
+    rows += [("removed", name, "") for name in found.files_removed]
+    rows += [("changed", name, "") for name in found.files_changed]
+    rows += [("tensor added", name, what) for name, what in found.tensors_added.items()]
+    rows += [("tensor removed", name, what) for name, what in found.tensors_removed.items()]
+    rows += [
+        ("tensor reshaped", name, f"{was} -> {now}") for name, (was, now) in found.tensors_reshaped.items()
+    ]
+    rows += [("header not read", name, "") for name in found.unread]
+    return terminal.done(
+        {"before": f"{old.name}@{old.version}", "after": f"{new.name}@{new.version}", **asdict(found)},
+        f"{old.name}@{old.version} -> {new.name}@{new.version}: "
+        + (
+            "the same files" if found.same else f"{found.tensors_alike} tensors alike in name, type and shape"
+        ),
+        *(table(("what", "name", "type and shape"), rows) if rows else []),
+    )
+
+
+@app.command("lineage", cls=Command)
+def show_lineage(
+    ctx: typer.Context, reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")]
+) -> Exit:
+    """Show where a version came from: plans, participants and base versions, back to the first."""
+    from federation.comparing import lineage
+    from federation.pulling import find_version
+
+    terminal = terminal_of(ctx)
+    with home_of(terminal).client() as client:
+        line = lineage(client, find_version(client, reference))
+    rows = []
+    for one in line:
+        by = f"{one.rounds} rounds by {', '.join(one.participants)}" if one.rounds else ""
+        asset = short(one.version.asset_id) if one.version else "-"
+        rows.append((one.reference, asset, _state(one.version) if one.version else "-", one.how, by))
+    said = [
+        {
+            "reference": one.reference,
+            "asset_id": one.version.asset_id if one.version else None,
+            "how": one.how,
+            "rounds": one.rounds,
+            "participants": list(one.participants),
+        }
+        for one in line
+    ]
+    return terminal.done(
+        {"lineage": said}, *table(("version", "asset id", "state", "it is", "training"), rows)
+    )
+
+
 def _refuse_unsafe(folder: Path) -> int:
     """Refuse files that run code when loaded, before any byte leaves; gives the folder's size in bytes."""
     from hub.services.formats import check_content

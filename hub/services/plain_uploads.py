@@ -22,6 +22,7 @@ from hub.access import Actor
 from hub.context import Hub
 from hub.errors import not_found
 from hub.services.keeping import hold_blob
+from hub.services.quotas import check_quota
 from hub.services.uploads import add_blob, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import is_digest
@@ -124,6 +125,7 @@ def _open_row(hub: Hub, actor: Actor, one: Wanted) -> PlainUploadRow:
                 f"Finish them, or wait: they expire after {hub.settings.upload_hours} hours.",
                 status=429,
             )
+        check_quota(hub, session, uploader, one.size)
     upload_id = secrets.token_hex(16)
     key = blob_key(one.sha256, upload_id)
     row = PlainUploadRow(
@@ -270,6 +272,7 @@ def keep_small(hub: Hub, actor: Actor, data: bytes) -> tuple[str, int]:
         if usable_blobs(hub, session, actor, [sha256]).get(sha256) == len(data):
             return sha256, len(data)
         there = session.get(BlobRow, sha256)
+        check_quota(hub, session, uploader_of(actor), len(data))
     upload_id = secrets.token_hex(16)
     key = blob_key(sha256, upload_id) if there is None else there.key
     if there is None:

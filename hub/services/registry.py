@@ -18,6 +18,7 @@ from typing import Literal, cast
 from sqlmodel import Session, col, func, select
 
 from federation import wire
+from federation.licences import check_license
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
@@ -119,6 +120,8 @@ def _check_papers(name: str, manifest: Manifest, post: wire.VersionPost) -> Stat
         )
     if manifest.salt is not None:
         raise bad_field("manifest", "a model's manifest has no salt")
+    if "license" in asset.predicate:
+        check_license(asset.predicate["license"])
     if asset.subject != manifest.asset_id:
         raise Rejected(
             "E_SUBJECT",

@@ -22,6 +22,7 @@ from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
 from hub.services.keeping import COORDINATOR, hold_blob, needed
 from hub.services.pulls import may_pull
+from hub.services.quotas import check_quota
 from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import Order
 from storage.errors import Refused, Rejected
@@ -42,7 +43,8 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
     """Give orders for bytes that somebody announces by digest and size; a repeat goes on where it stopped.
 
     Raises:
-        Refused: ``E_FIELD`` (size, parts), ``E_LIMIT`` (open uploads), ``E_RUN`` (it takes no uploads now).
+        Refused: ``E_FIELD`` (size, parts), ``E_LIMIT`` (open uploads), ``E_QUOTA``, ``E_RUN`` (it takes no
+            uploads now).
     """
     _check_announced(hub, request)
     with hub.database.session_scope(write=False) as session:
@@ -59,6 +61,8 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
         with hub.database.session_scope() as session:
             if not there:
                 _check_open_uploads(hub, session, row.uploader)
+                if row.plan is None:
+                    check_quota(hub, session, row.uploader, row.size)
             swept = there and hold_blob(session, row.sha256) is None
             if not swept:
                 session.add(row)

@@ -20,6 +20,7 @@ from sqlmodel import Session, col, func, select
 from hub.access import Actor
 from hub.context import Hub
 from hub.services.plain_uploads import LARGEST_BYTES, PartHasher, blob_key, keep, usable_blobs
+from hub.services.quotas import check_quota
 from hub.services.revisions import Repo, check_writer
 from hub.services.uploads import uploader_of
 from hub.services.xet_format import ShardFile, Xorb, read_shard
@@ -158,6 +159,8 @@ class _Builder:
         limit = min(self._hub.settings.upload_limit, LARGEST_BYTES)
         if length > limit:
             raise Refused("E_LIMIT", f"a file of {length} bytes, at most {limit} are taken", status=413)
+        with self._hub.database.session_scope(write=False) as session:
+            check_quota(self._hub, session, self._owner, length)
         self._key = blob_key(file.sha256, self._id)
         try:
             self._write(file, length)

@@ -287,3 +287,16 @@ def _load_offline(cache: Path, name: str, revision: str) -> str | None:
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
     return None
+
+
+def test_two_versions_are_compared_and_a_version_s_line_is_shown(alliance: Alliance, tmp_path: Path) -> None:
+    name = f"{OWNER}/line"
+    for number, size in enumerate((10, 20), start=1):
+        folder = folder_of(tmp_path / str(number), model__safetensors=tensors(size), note__txt=b"%d" % number)
+        alliance.run(OWNER, "model", "push", str(folder), name, "--license", "apache-2.0")
+    found = alliance.run(OWNER, "model", "diff", f"{name}@1", f"{name}@2")
+    assert found["files_changed"] == ["model.safetensors", "note.txt"]
+    assert list(found["tensors_reshaped"]["w"]) == ["U8 [10]", "U8 [20]"]
+    line = alliance.run(OWNER, "model", "lineage", f"{name}@2")["lineage"]
+    assert [one["reference"] for one in line] == [f"{name}@2", f"{name}@1"]
+    assert alliance.run(OWNER, "model", "show", f"{name}@2")["license"] == "Apache-2.0"
