@@ -33,6 +33,9 @@ def error(call, *arguments, **options):
         return [type(found).__name__, found.response.status_code]
     except HfHubHTTPError as found:
         return [type(found).__name__, found.response.status_code]
+    except OSError as found:  # plain HTTP errors, and what the client says without an answer of the hub's
+        answer = getattr(found, "response", None)
+        return [type(found).__name__, 0 if answer is None else answer.status_code]
     return ["nothing", 200]
 
 
@@ -62,7 +65,7 @@ def push(folder: Path, repo: str) -> dict:
     digests = write_files(folder / "up", "one")
     (folder / "up" / ".gitattributes").write_text("*.dat filter=lfs\n")
     commit = api.upload_folder(repo_id=repo, folder_path=folder / "up", commit_message="first")
-    seen["commit_url"], seen["oid"] = str(commit), commit.oid
+    seen["commit_url"], seen["oid"] = commit.commit_url, commit.oid
     info = api.model_info(repo, files_metadata=True)
     seen["info"] = {
         "sha": info.sha,
@@ -70,7 +73,7 @@ def push(folder: Path, repo: str) -> dict:
         "private": info.private,
     }
     seen["large"] = next([s.size, s.lfs["sha256"]] for s in info.siblings if s.rfilename == "large.dat")
-    seen["listed"] = [one.id for one in api.list_models(author=repo.split("/")[0])]
+    seen["listed"] = [one.id for one in api.list_models(author=repo.partition("/")[0])]
     tree = list(api.list_repo_tree(repo, recursive=True))
     seen["tree"] = sorted(one.path for one in tree)
     seen["flat"] = sorted(one.path for one in api.list_repo_tree(repo))
@@ -147,6 +150,13 @@ def read(folder: Path, repo: str, revision: str) -> dict:
     pinned = hf_hub_download(repo, "config.json", revision=root.name, cache_dir=folder / "cache")
     seen["pinned"] = sha256(pinned)
     return seen
+
+
+def pinned(folder: Path, repo: str, revision: str) -> dict:
+    """A file of the cache at its full commit."""
+    return {
+        "config": sha256(hf_hub_download(repo, "config.json", revision=revision, cache_dir=folder / "cache"))
+    }
 
 
 def cached(folder: Path, repo: str, revision: str) -> dict:
