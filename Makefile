@@ -6,7 +6,7 @@ DEMO_DIR ?= .fedhub/demo
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-engines test-slow test-faults lint bench bench-rounds package lock env clean
+.PHONY: help setup demo test test-all test-engines test-slow test-faults test-compose lint bench bench-rounds package lock env clean
 
 help: ## What can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ demo: setup ## The main job, end to end, on real processes: three labs, rounds, 
 	$(BIN)/fedhub demo --dir $(DEMO_DIR)
 
 test: setup ## The tests (under 10 minutes; no service needed)
-	$(PYTEST) -m "not slow and not fault" -n 2 --dist loadgroup
+	$(PYTEST) -m "not slow and not fault and not compose" -n 2 --dist loadgroup
 
 test-engines: setup ## The tests of stores, databases and services on PostgreSQL and a real S3 server
 	$(BIN)/python -m tests.servers $(PYTEST) tests/integration -m "not slow and not fault" -n 2 --dist loadgroup
@@ -38,6 +38,9 @@ test-slow: setup ## Tests that take real processes for a minute or more
 
 test-faults: setup ## kill -9 of every process in the middle of real runs
 	$(PYTEST) -m fault
+
+test-compose: setup ## compose.yaml on a Docker Engine of its own (root, Debian; tests/compose/README.md)
+	$(PYTEST) -m compose tests/compose -s
 
 test-all: test test-engines test-slow test-faults ## Everything
 

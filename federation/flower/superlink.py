@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 FLEET_BODY_BYTES = 1 << 20  # messages are references; Flower's own apps, which send tensors, need more
 LOCAL_BODY_BYTES = 64 << 20
 MAX_TOKEN_BYTES = 512
+SITE_HOLD_S = 5.0  # how long an idle site's poll is held: the load of many sites, against nothing
 
 # flwr's middlewares by the paths that each looks at; every one costs about a millisecond a request.
 _CONCERNS = {
@@ -158,7 +159,10 @@ async def _serve(
     allowed = options.foreign_apps | {coordinator_bundle().digest}
     starter = TaskStarter(factory, address, allowed=allowed, folder=options.folder)
     to_sites = Bell(
-        "/v1/fleet/pull-messages", ("/v1/runtime/push-messages",), FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
+        "/v1/fleet/pull-messages",
+        ("/v1/runtime/push-messages",),
+        FLEET_HTTP_PUBLIC_KEY_HEADER.encode(),
+        hold_s=SITE_HOLD_S,
     )
     to_hub = Bell("/v1/runtime/pull-messages", ("/v1/fleet/push-messages",), TASK_TOKEN_HEADER.encode())
     bells = (to_sites, to_hub)
@@ -169,7 +173,7 @@ async def _serve(
     ]
     if control is not None:
         servers.append((_server(Door(app, CONTROL, max_body=LOCAL_BODY_BYTES)), control))
-    _stop_on_signal([server for server, _ in servers])
+    _stop_on_signal([server for server, _ in servers], bells)
     serving = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers]
     while not all(server.started for server, _ in servers):
         if any(task.done() for task in serving):
@@ -291,8 +295,10 @@ def _server(app: Any, **options: Any) -> "uvicorn.Server":
     return Server(uvicorn.Config(app, **settings))
 
 
-def _stop_on_signal(servers: Sequence["uvicorn.Server"]) -> None:
+def _stop_on_signal(servers: Sequence["uvicorn.Server"], bells: Sequence[Bell]) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
+        for bell in bells:
+            bell.open()  # else the servers would wait for the polls that they hold
         for server in servers:
             server.should_exit = True
 
@@ -338,6 +344,9 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument(
         "--host", action="append", default=[], help="name or address in the Fleet certificate"
     )
+    parser.add_argument(
+        "--public", type=_host_port, metavar="HOST:PORT", help="where labs reach Fleet; its host joins --host"
+    )
     parser.add_argument("--local-port", type=int, default=0)
     parser.add_argument("--control", type=_host_port, metavar="HOST:PORT")
     parser.add_argument("--fleet-body", type=int, default=FLEET_BODY_BYTES, metavar="BYTES")
@@ -348,7 +357,7 @@ def parse(arguments: Sequence[str]) -> Options:
         folder=found.folder,
         token_file=found.token_file,
         fleet=found.fleet,
-        hosts=tuple(found.host) or (found.fleet[0],),
+        hosts=(*found.host, *((found.public[0],) if found.public else ())) or (found.fleet[0],),
         local_port=found.local_port,
         control=found.control,
         fleet_body=found.fleet_body,
