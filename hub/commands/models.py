@@ -1,7 +1,7 @@
 """``fedhub model``: push signed versions, pull them verified."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -136,6 +136,58 @@ def _tell_pulled(terminal: Terminal, pulled: "Pulled", pack: Path | None, verb: 
         },
         *lines[verb],
     )
+
+
+@app.command("sign", cls=Command)
+def sign(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME@REVISION", help="Branch, tag or commit id.")],
+    files: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Your own copy of the files.")
+    ] = None,
+    trust_hub: Annotated[
+        bool, typer.Option("--trust-hub", help="Sign what the hub shows, without a copy of your own.")
+    ] = False,
+    tag: Annotated[list[str] | None, typer.Option(help="A name for this version; may be repeated.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="SPDX identifier.")] = None,
+) -> Exit:
+    """Make a draft, pushed by a stock client, the next signed version.
+
+    The draft is compared with FILES first, file by file: until then it is only the hub's word, since no token
+    can sign.
+    """
+    from federation.signing_drafts import sign_draft
+
+    if (files is None) != trust_hub:
+        raise Unchecked(
+            "E_USAGE", "give --files DIR or --trust-hub", "--files compares the draft with your own folder"
+        )
+    name, _, revision = reference.partition("@")
+    terminal = terminal_of(ctx)
+    home = home_of(terminal)
+    with home.client() as client:
+        version = sign_draft(
+            home, client, name, revision or "main", files=files, license_id=license_id, tags=tag or []
+        )
+    seen = f"compared with {files}" if files else "not compared: the hub was trusted"
+    return terminal.done(
+        version.model_dump(),
+        f"{version.name}@{version.version} is signed and logged; asset id {version.asset_id}",
+        f"Its {len(version.files)} files were {seen}.",
+    )
+
+
+@app.command("visibility", cls=Command)
+def visibility(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="INSTITUTION/NAME, in your own namespace.")],
+    wanted: Annotated[Literal["public", "gated", "private"], typer.Argument(metavar="public|gated|private")],
+) -> Exit:
+    """Say who may see a model: everybody, those with a grant (its names: all members), or nobody else."""
+    terminal = terminal_of(ctx)
+    with home_of(terminal).client() as client:
+        model = client.set_visibility(name, wanted)
+    return terminal.done(model.model_dump(), f"{model.name} is {model.visibility}.")
 
 
 @app.command("list", cls=Command)
