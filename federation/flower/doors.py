@@ -103,6 +103,11 @@ class Bell:
             while len(self._seen) > MAX_POLLERS:
                 self._seen.popitem(last=False)
 
+    def open(self) -> None:
+        """Hold nobody any more: the server is about to end."""
+        self._hold_s = 0.0
+        self.ring()
+
     def ring(self) -> None:
         self._rung += 1
         self._ringing.set()

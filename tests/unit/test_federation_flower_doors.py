@@ -271,6 +271,21 @@ def test_a_refused_push_wakes_nobody() -> None:
     run(work)
 
 
+def test_nobody_is_held_once_the_server_is_to_end() -> None:
+    async def work() -> None:
+        bell = Bell(POLL, (PUSH,), WHO, hold_s=20)
+        door = Door(Application(), ("/v1/",), max_body=100, bells=(bell,))
+        await ask(door, scope(POLL))
+        waiting = asyncio.create_task(ask(door, scope(POLL)))
+        await asyncio.sleep(0.05)
+        bell.open()
+        await asyncio.wait_for(waiting, 5)
+        for _ in range(2):
+            await asyncio.wait_for(ask(door, scope(POLL)), 5)
+
+    run(work)
+
+
 def test_callers_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doors, "MAX_POLLERS", 2)
 
