@@ -30,7 +30,12 @@ METRIC = "accuracy"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one lab measured and signed."""
+    """What one lab measured and signed.
+
+    Attributes:
+        passed: what the logged result says.
+        repeated: whether another result was logged before: there is one per version and consent.
+    """
 
     institution: str
     dataset: str
@@ -39,6 +44,7 @@ class Evaluation:
     loss: float
     examples: int
     passed: bool
+    repeated: bool
     receipt: str
     statement: str
 
@@ -183,7 +189,8 @@ def _sign_result(
     }
     bundle = home.sign("test-result", [("manifest.json", version.asset_id)], predicate)
     record = client.post_statement(bundle)
-    home.keep(bundle)
+    home.keep(record.bundle.encode())
+    logged = read_statement(open_envelope(record.bundle.encode()))
     return Evaluation(
         institution=home.institution,
         dataset=consent.dataset,
@@ -191,7 +198,8 @@ def _sign_result(
         majority=float(found["majority"]),
         loss=float(found["loss"]),
         examples=count,
-        passed=passed,
+        passed=logged.predicate["result"] == "PASSED",
+        repeated=record.id != open_envelope(bundle).id,
         receipt=receipt,
         statement=record.id,
     )

@@ -115,5 +115,5 @@ def log(
     return terminal.done(
         {"log_base": info.log_base, "statements": [each.model_dump(exclude={"bundle"}) for each in found]},
         *table(("index", "kind", "issuer", "statement"), rows),
-        f"The log itself, for anyone: {info.log_base}checkpoint",
+        f"The log itself, for anyone: {info.log_base.rstrip('/')}/checkpoint",
     )

@@ -36,11 +36,14 @@ def evaluate(
     with home.client("snapshot") as client:
         version = find_version(client, reference)
         found = evaluate_version(home, client, version, now=int(time.time()), at_least=at_least)
-    lines = [
-        f"{version.name}@{version.version} on {each.institution}'s rows: accuracy {each.accuracy:.4f}, "
-        f"majority class {each.majority:.4f}, n={each.examples}: {'PASSED' if each.passed else 'FAILED'}"
-        for each in found
-    ]
+    lines = []
+    for each in found:
+        result = "PASSED" if each.passed else "FAILED"
+        result += ", as the result that was logged before says" if each.repeated else ""
+        lines.append(
+            f"{version.name}@{version.version} on {each.institution}'s rows: accuracy {each.accuracy:.4f}, "
+            f"majority class {each.majority:.4f}, n={each.examples}: {result}"
+        )
     return terminal.done(
         {"name": version.name, "version": version.version, "evaluations": [vars(each) for each in found]},
         *lines,

@@ -29,6 +29,7 @@ from hub.cli import dispatch
 from hub.demo import digits
 from hub.demo.alliance import Alliance, wait_until
 from hub.demo.journey import PARAMETERS, RECIPE
+from storage.errors import Exit
 
 QUIET = {"PYTHONDONTWRITEBYTECODE": "1"}  # else the interpreter writes beside the code it reads
 pytestmark = [pytest.mark.xdist_group("sandbox"), pytest.mark.timeout(400)]
@@ -113,7 +114,7 @@ def watch_a_run(alliance: Alliance, folder: Path) -> Watched:
     alliance.run("lab-a", "site", "init")
     base = folder / "base"
     base.mkdir()
-    training.train_base(RECIPE, {**PARAMETERS, "epochs": 1}, alliance.data("public"), base, 1)
+    training.train_base(RECIPE, PARAMETERS, alliance.data("public"), base, 1)
     alliance.run("owner", "model", "push", str(base), "owner.example/digits", "--tag", "base")
     notes, sent = folder / "notes.jsonl", folder / "sent.bin"
     command = [sys.executable, "-P", "-c", WATCHED_NODE, str(notes), str(sent)]
@@ -262,3 +263,48 @@ def test_the_data_are_only_read_and_everything_is_written_below_the_home(watched
             assert not writes, (path, mode)
         elif writes and path.startswith("/") and not path.startswith(("/dev/", "/proc/")):
             assert path.startswith(home), (path, mode)
+
+
+# --- the finished version, at the same lab ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def version(watched: Watched) -> str:
+    made = watched.alliance.run("owner", "run", "finish", watched.run["plan"]).data
+    return f"{made['name']}@{made['version']}"
+
+
+def test_an_evaluation_is_receipted_once_and_says_the_same_again(watched: Watched, version: str) -> None:
+    lab = watched.alliance
+    first, again = (lab.run("lab-a", "evaluate", version).data["evaluations"][0] for _ in range(2))
+    assert again == first
+    assert first["examples"] == len(digits.read_rows(lab.data("lab-a") / "heldout.csv"))
+    assert 0 <= first["majority"] < first["accuracy"] <= 1
+    receipts = lab.run("lab-a", "audit", "log", "--kind", "receipt", "--plan", watched.run["plan"]).data[
+        "statements"
+    ]
+    assert len(receipts) == 3, "two rounds and one evaluation"
+
+
+def test_a_bar_that_is_raised_afterwards_changes_no_logged_result(watched: Watched, version: str) -> None:
+    answer = watched.alliance.run("lab-a", "evaluate", version, "--at-least", "1.1")
+    assert answer.data["evaluations"][0]["passed"] is True
+    assert "logged before" in answer.text
+    wrong = watched.alliance.run("lab-a", "evaluate", version, "--at-least", "high", expect=None)
+    assert wrong.exit is not Exit.DONE
+
+
+def test_rows_that_are_not_those_described_are_not_evaluated(watched: Watched, version: str) -> None:
+    path = watched.alliance.data("lab-a") / "heldout.csv"
+    before = path.read_text()
+    path.write_text(before.replace("\n3,", "\n8,", 1))
+    try:
+        answer = watched.alliance.run("lab-a", "evaluate", version, expect=Exit.REFUSED)
+    finally:
+        path.write_text(before)
+    assert answer.error["code"] == "E_DATASET_CHANGED"
+
+
+def test_an_owner_without_rows_cannot_evaluate(watched: Watched, version: str) -> None:
+    answer = watched.alliance.run("owner", "evaluate", version, expect=Exit.REFUSED)
+    assert answer.error["code"] == "E_PLAN"
