@@ -16,6 +16,9 @@ app = typer.Typer(
 )
 
 
+KEPT_UPDATES = "  each site's updates are kept: the plan's owner, auditors and the operator can read them"
+
+
 @app.command("new", cls=Command)
 def new(
     ctx: typer.Context,
@@ -133,6 +136,9 @@ def check(
         f"  participants {', '.join(site.institution for site in found.sites)}; each round needs "
         f"{found.min_participants}; a release needs {found.approvals} approvals",
         f"  parameters {json.dumps(dict(config.parameters), sort_keys=True)}",
+        f"  strategy parameters {json.dumps(dict(config.strategy_parameters), sort_keys=True)}, weighting "
+        f"{config.weighting}, compression {config.compression}, a bad update: {config.bad_update}",
+        *([KEPT_UPDATES] if config.keep_updates else []),
     )
 
 

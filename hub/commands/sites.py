@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hub.commands.homes import home_of
+from hub.commands.plans import KEPT_UPDATES
 from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, FedhubError
 
@@ -197,6 +198,7 @@ def approve(
         {"plan": found.id, "consent": record.id, "index": record.index},
         f"{home.institution} consents to plan {short(found.id)} of {found.issuer}: {found.rounds} rounds, "
         f"code {short(found.code)}.",
+        *([KEPT_UPDATES] if found.config.keep_updates else []),
         f"Signed, logged at {record.index}, kept in {home.path}/statements. "
         f"To end it: fedhub grant revoke {short(record.id)}",
     )
