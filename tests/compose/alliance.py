@@ -12,7 +12,6 @@ from typing import Any
 from federation.home import Home
 from hub.cli import dispatch
 from hub.demo.alliance import LABS, ROLES, Alliance, Answer, CommandFailed, institution
-from hub.terminal import Terminal
 from storage.errors import Exit
 from tests.compose.engine import Engine
 

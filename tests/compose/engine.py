@@ -31,12 +31,16 @@ START_S = 60.0
 STOP_S = 60.0
 PYTHON, POSTGRES, STORE = "PYTHON_IMAGE", "POSTGRES_IMAGE", "STORE_IMAGE"  # variables of compose.yaml
 # What a machine sets so that its package installers find an index; passed on to the stand-in for Python as it is.
-INDEX_VARIABLES = re.compile(r"(PIP_(EXTRA_)?INDEX_URL|UV_(DEFAULT_|EXTRA_)?INDEX(_URL)?|(https?|no)_proxy)", re.IGNORECASE)
+INDEX_VARIABLES = re.compile(
+    r"(PIP_(EXTRA_)?INDEX_URL|UV_(DEFAULT_|EXTRA_)?INDEX(_URL)?|(https?|no)_proxy)", re.IGNORECASE
+)
 
 
 def missing() -> list[str]:
     """Debian packages that have to be installed first, and ``versitygw`` when it is nowhere."""
-    packages = [package for program, package in PACKAGES.items() if shutil.which(program, path=_path()) is None]
+    packages = [
+        package for program, package in PACKAGES.items() if shutil.which(program, path=_path()) is None
+    ]
     return packages + (["versitygw"] if find_program("versitygw") is None else [])
 
 
@@ -50,7 +54,9 @@ def install() -> None:
 
 
 def _path() -> str:
-    return f"/usr/bin:/usr/sbin:{os.environ['PATH']}"  # the client that belongs to Debian's engine comes first
+    return (
+        f"/usr/bin:/usr/sbin:{os.environ['PATH']}"  # the client that belongs to Debian's engine comes first
+    )
 
 
 class Engine:
@@ -70,7 +76,9 @@ class Engine:
 
     def compose(self, folder: Path, *arguments: str) -> str:
         """What one ``docker-compose`` command printed, for the project in this folder."""
-        return self._run(["nice", "ionice", "-c3", "docker-compose", "--ansi", "never", *arguments], True, cwd=folder)
+        return self._run(
+            ["nice", "ionice", "-c3", "docker-compose", "--ansi", "never", *arguments], True, cwd=folder
+        )
 
     def inspect(self, name: str) -> dict[str, Any]:
         """Everything the engine knows about one container or image."""
@@ -156,7 +164,9 @@ def make_stand_ins(engine: Engine, names: Mapping[str, str]) -> None:
                 shutil.copy2(program, context)
             label = f"fedhub.stand-in=for {names[variable]}"
             print(f"stand-in for {names[variable]}, from Debian's packages", flush=True)
-            engine.docker("build", "--network", "host", "--label", label, "--tag", names[variable], str(context))
+            engine.docker(
+                "build", "--network", "host", "--label", label, "--tag", names[variable], str(context)
+            )
 
 
 def _import_debian(engine: Engine) -> None:

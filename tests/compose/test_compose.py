@@ -61,7 +61,9 @@ class Site:
             self.engine.compose(self.checkout, "up", "-d", "--build")
             wait(self.healthy, "healthy containers", UP_S)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.engine.compose(self.checkout, 'logs', '--tail', '40')}") from error
+            raise AssertionError(
+                f"{error}\n{self.engine.compose(self.checkout, 'logs', '--tail', '40')}"
+            ) from error
 
     def secrets(self) -> dict[str, str]:
         """Every secret of this installation, by its file's name."""
@@ -90,7 +92,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         engines.install()
     if engines.missing():
         names = " ".join(engines.missing())
-        pytest.fail(f"not installed: {names}. Install them, or set FEDHUB_COMPOSE_INSTALL=1 for Debian's packages.")
+        pytest.fail(
+            f"not installed: {names}. Install them, or set FEDHUB_COMPOSE_INSTALL=1 for Debian's packages."
+        )
     folder = tmp_path_factory.mktemp("compose")
     checkout = copy_checkout(folder / "fedhub-under-test")
     with engines.running_engine() as engine:
@@ -129,7 +133,10 @@ def copy_checkout(target: Path) -> Path:
 def image_names(checkout: Path) -> dict[str, str]:
     """Variable -> default, of the images that compose.yaml takes from a registry."""
     text = (checkout / "compose.yaml").read_text()
-    found = {name: text.split(f"${{{name}:-")[1].split("}")[0] for name in (engines.PYTHON, engines.POSTGRES, engines.STORE)}
+    found = {
+        name: text.split(f"${{{name}:-")[1].split("}")[0]
+        for name in (engines.PYTHON, engines.POSTGRES, engines.STORE)
+    }
     assert f"ARG {engines.PYTHON}={found[engines.PYTHON]}\n" in (checkout / "Dockerfile").read_text()
     return found
 
@@ -149,7 +156,9 @@ def test_nothing_runs_as_root_or_writes_outside_its_volumes(site: Site) -> None:
         assert found["HostConfig"]["ReadonlyRootfs"], service
         assert found["HostConfig"]["CapDrop"] == ["ALL"] and not found["HostConfig"]["CapAdd"], service
         assert "no-new-privileges:true" in found["HostConfig"]["SecurityOpt"], service
-        owners = site.engine.docker("top", site.container(service), "-eo", "uid,gid,pid,args").splitlines()[1:]
+        owners = site.engine.docker("top", site.container(service), "-eo", "uid,gid,pid,args").splitlines()[
+            1:
+        ]
         assert owners and all(line.split()[:2] == ["10001", "10001"] for line in owners), owners
         said = site.engine.docker("exec", site.container(service), "sh", "-c", "echo x > /usr/x", check=False)
         assert "Read-only file system" in said, service
@@ -166,7 +175,9 @@ def test_no_secret_stands_in_an_environment_or_an_image(site: Site) -> None:
     assert find_in_image(site.engine, image, [value.encode() for value in kept.values()]) is None
     canary = b"class Coordinator"
     assert find_in_image(site.engine, image, [canary]) == canary, "the search would find what is there"
-    listed = site.engine.docker("exec", site.container("hub"), "sh", "-c", "ls /opt/fedhub/lib/python3*/site-packages")
+    listed = site.engine.docker(
+        "exec", site.container("hub"), "sh", "-c", "ls /opt/fedhub/lib/python3*/site-packages"
+    )
     assert "flwr" in listed and "torch" not in listed, "the hub's image holds no PyTorch"
 
 
@@ -199,8 +210,12 @@ def test_the_main_job_survives_the_death_of_every_container(site: Site, tmp_path
     for service in SERVICES:
         kill_in_the_middle(site, plan, service)
     watched = alliance.run("owner", "run", "watch", plan, "--timeout", str(RUN_S)).data["run"]
-    assert watched["state"] == "finished" and [each["round"] for each in watched["rounds"]] == list(range(1, ROUNDS + 1))
-    assert all(len(each["receipts"]) == len(LABS) for each in watched["rounds"]), "no lab was left out for our deaths"
+    assert watched["state"] == "finished" and [each["round"] for each in watched["rounds"]] == list(
+        range(1, ROUNDS + 1)
+    )
+    assert all(len(each["receipts"]) == len(LABS) for each in watched["rounds"]), (
+        "no lab was left out for our deaths"
+    )
     assert alliance.crashed() is None, "agents outlive every container"
     version = alliance.run("owner", "run", "finish", plan, "--tag", "federated").data
     site.reference = f"{version['name']}@{version['version']}"
@@ -228,11 +243,17 @@ def kill_in_the_middle(site: Site, plan: str, service: str) -> None:
 
     before = closed()
     wait(lambda: closed() > before, f"round closed before {service} is killed", RUN_S)
-    assert site.alliance.run_state(plan)["state"] == "running", f"the run ended before {service} could be killed"
+    assert site.alliance.run_state(plan)["state"] == "running", (
+        f"the run ended before {service} could be killed"
+    )
     dead = site.state(service)["Pid"]
     os.kill(dead, signal.SIGKILL)
     print(f"{service}: killed after round {closed()}", flush=True)
-    wait(lambda: site.state(service)["Pid"] not in (0, dead) and site.healthy(), f"{service} healthy again", UP_S)
+    wait(
+        lambda: site.state(service)["Pid"] not in (0, dead) and site.healthy(),
+        f"{service} healthy again",
+        UP_S,
+    )
 
 
 def test_what_was_done_outlives_down_and_up(site: Site, tmp_path: Path) -> None:
@@ -250,7 +271,11 @@ def test_what_was_done_outlives_down_and_up(site: Site, tmp_path: Path) -> None:
     assert alliance.run("owner", "model", "show", MODEL).data == before
     after = alliance.run("operator", "hub", "status").data
     assert (after["log_key"], after["operator_pin"]) == (info["log_key"], info["operator_pin"])
-    wait(lambda: alliance.run("operator", "hub", "status").data["sites_online"] == len(LABS), "agents online", UP_S)
+    wait(
+        lambda: alliance.run("operator", "hub", "status").data["sites_online"] == len(LABS),
+        "agents online",
+        UP_S,
+    )
     pulled = tmp_path / "digits"
     alliance.run("firm", "model", "pull", site.reference, str(pulled), expect=Exit.REFUSED)
     alliance.run("owner", "grant", "issue", site.reference, "--to", institution("firm"), "--action", "pull")
@@ -261,7 +286,17 @@ def test_what_was_done_outlives_down_and_up(site: Site, tmp_path: Path) -> None:
     state = str(tmp_path / "state.json")
     alliance.run("owner", "audit", "export", site.reference, "--out", str(pack), "--state", state)
     trust = str(alliance.home("firm") / "trust.json")
-    arguments = [str(pack), "--trust", trust, "--state", state, "--files", str(pulled), "--require", "APPROVED"]
+    arguments = [
+        str(pack),
+        "--trust",
+        trust,
+        "--state",
+        state,
+        "--files",
+        str(pulled),
+        "--require",
+        "APPROVED",
+    ]
     verdict = attacks.verify_offline(*arguments)
     assert verdict.exit == 0, verdict.error
 

@@ -14,7 +14,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def locked(name: str) -> dict[str, set[str]]:
     """Package -> its versions (one per Python version or system where they differ)."""
     found: dict[str, set[str]] = {}
-    for package, version in re.findall(r"^([a-z0-9-]+)(?:\[[^\]]*\])?==(\S+)", (ROOT / name).read_text(), re.MULTILINE):
+    for package, version in re.findall(
+        r"^([a-z0-9-]+)(?:\[[^\]]*\])?==(\S+)", (ROOT / name).read_text(), re.MULTILINE
+    ):
         found.setdefault(package, set()).add(version)
     return found
 
@@ -35,7 +37,8 @@ def asked(*requirements: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "extra", "group"), [("requirements.lock", "all", "dev"), ("requirements-hub.lock", "hub", "build")]
+    ("name", "extra", "group"),
+    [("requirements.lock", "all", "dev"), ("requirements-hub.lock", "hub", "build")],
 )
 def test_a_lock_file_holds_everything_that_is_asked_for(name: str, extra: str, group: str) -> None:
     wanted = asked(*PROJECT["project"]["dependencies"], f"fedhub[{extra}]", {"include-group": group})
