@@ -197,6 +197,10 @@ class HubClient(HubConnection):
         raw = self._call("PUT", f"models/{_name(name)}/visibility", {"visibility": visibility})
         return read_answer(raw, TypeAdapter(wire.Model), "visibility")
 
+    def set_dataset_visibility(self, name: str, visibility: str) -> None:
+        """Say who may see a shared data set: ``public``, ``gated`` or ``private``."""
+        self._call("PUT", f"shared-datasets/{_name(name)}/visibility", {"visibility": visibility})
+
     def approvals(self, name: str, version: int) -> wire.Approvals:
         """How far a version is from its release, as the hub counts it."""
         return self._get(f"models/{_name(name)}/versions/{version}/approvals", wire.Approvals)

@@ -1,13 +1,14 @@
-"""Routes for those who sign drafts: one revision with its manifest, and versions of shared data sets."""
+"""Routes for those who sign drafts: one revision with its manifest; versions of shared data sets, and
+who may see them."""
 
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
 from hub.api.problems import responses
-from hub.services import signing
+from hub.services import drafts, revisions, signing
 
 router = APIRouter(tags=["registry"])
 
@@ -32,3 +33,18 @@ def share(
 ) -> wire.Revision:
     """Make a draft of a shared data set a signed version (targets key)."""
     return signing.share(hub, actor, f"{institution}/{name}", request)
+
+
+@router.put("/shared-datasets/{institution}/{name}/visibility", responses=responses(404))
+def visibility(
+    hub: HubHere,
+    session: WriteSession,
+    actor: CurrentActor,
+    institution: str,
+    name: str,
+    request: wire.VisibilityChange,
+) -> wire.VisibilityChange:
+    """Say who may see the caller's shared data set; to open it wider needs a login with the targets key."""
+    repo = revisions.find(hub, session, actor, "dataset", f"{institution}/{name}")
+    drafts.set_visibility(hub, session, actor, repo, request.visibility)
+    return request

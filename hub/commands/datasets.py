@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,6 +87,19 @@ def share(
         f"{made.name} version {made.version} is signed and logged; asset id {made.asset_id}",
         f"Its files lie in the hub. Next: fedhub grant issue {made.asset_id} --to FIRM --action pull.",
     )
+
+
+@app.command("visibility", cls=Command)
+def visibility(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="INSTITUTION/NAME of a shared data set of yours.")],
+    wanted: Annotated[Literal["public", "gated", "private"], typer.Argument(metavar="public|gated|private")],
+) -> Exit:
+    """Say who may read a shared data set: everybody, those with a grant, or only they know of it."""
+    terminal = terminal_of(ctx)
+    with home_of(terminal).client() as client:
+        client.set_dataset_visibility(name, wanted)
+    return terminal.done({"name": name, "visibility": wanted}, f"{name} is {wanted}.")
 
 
 @app.command("list", cls=Command)

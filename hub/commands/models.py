@@ -183,7 +183,7 @@ def visibility(
     name: Annotated[str, typer.Argument(help="INSTITUTION/NAME, in your own namespace.")],
     wanted: Annotated[Literal["public", "gated", "private"], typer.Argument(metavar="public|gated|private")],
 ) -> Exit:
-    """Say who may see a model: everybody, those with a grant (its names: all members), or nobody else."""
+    """Say who may read a model: everybody, those with a grant, or only they know of it."""
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
         model = client.set_visibility(name, wanted)

@@ -357,7 +357,7 @@ def test_address_ends_with_its_token_and_its_time_and_is_nobodys_to_change(
     with alliance.hub.database.session_scope() as session:
         found = session.exec(select(PersonalTokenRow).where(PersonalTokenRow.digest == claims["token"])).one()
         found.revoked_at = int(time.time())
-    assert caller.follow(location).status_code == 401
+    assert caller.follow(location).status_code == 403
     assert caller.resolve(repo, "main", "config.json").status_code == 401
 
 
@@ -466,6 +466,21 @@ def test_shared_data_set_is_granted_like_a_model_and_stays_apart(
     second = share(alliance, repo, {"a.csv": b"a\n2\n"})
     assert second.version == 2
     assert {ref["name"] for ref in owner.api(repo, "/refs", kind="dataset").json()["tags"]} == {"v1", "v2"}
+
+
+def test_shared_data_set_is_opened_with_the_key_alone(
+    alliance: AllianceInProcess, owner: Stock, repo: str
+) -> None:
+    owner.create(repo, "dataset")
+    owner.commit(repo, {"a.csv": b"a\n1\n"}, kind="dataset")
+    share(alliance, repo)
+    nobody = Stock(alliance, None)
+    assert nobody.resolve(repo, "v1", "a.csv", kind="dataset").status_code == 401
+    where = f"/api/v1/shared-datasets/{repo}/visibility"
+    assert owner.http.put(where, json={"visibility": "public"}).status_code == 403
+    with alliance.as_(OWNER) as client:
+        client.set_dataset_visibility(repo, "public")
+    assert nobody.resolve(repo, "v1", "a.csv", kind="dataset").content == b"a\n1\n"
 
 
 def test_data_set_that_stays_on_site_is_never_shared_by_its_name(alliance: AllianceInProcess) -> None:
