@@ -240,6 +240,21 @@ def record_version(
         add_commit(session, repo, branch, made)
 
 
+def first_commit(session: Session, repo: Repo) -> RevisionRow:
+    """The empty commit that every repository begins with."""
+    return session.get_one(
+        RevisionRow, (repo.kind, repo.name, commit_id(repo.kind, repo.name, None, None, None))
+    )
+
+
+def has_versions(session: Session, repo: Repo) -> bool:
+    """Whether anything here was ever signed."""
+    query = select(RevisionRow.id).where(
+        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.version).is_not(None)
+    )
+    return session.exec(query.limit(1)).first() is not None
+
+
 def head(session: Session, repo: Repo, branch: BranchRow) -> RevisionRow:
     """The commit that a branch names."""
     return session.get_one(RevisionRow, (repo.kind, repo.name, branch.revision))
@@ -294,7 +309,7 @@ def _by_branch(session: Session, actor: Actor, repo: Repo, name: str) -> Revisio
     if branch is None:
         return None
     newest = head(session, repo, branch)
-    if is_own(actor, repo):
+    if is_own(actor, repo) or newest.statement is not None or not has_versions(session, repo):
         return newest
     for row in history(session, repo, newest):
         if row.statement is not None:

@@ -1,6 +1,7 @@
 """Reading files as stock clients do: names of bytes, ranges, addresses, drafts, grants, receipts and warnings."""
 
 import hashlib
+import io
 import json
 import os
 import time
@@ -13,7 +14,9 @@ from sqlmodel import select
 from federation import wire
 from federation.home import Home
 from federation.signing_drafts import share_draft, sign_draft
+from hub import cli
 from hub.tables import PersonalTokenRow
+from hub.terminal import Terminal
 from storage.encoding import format_time, sha256_hex
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import check_oms, read_manifest
@@ -253,6 +256,40 @@ def test_signing_a_branch_moves_that_branch_alone(
     # Pushed by our own tool the next version goes to main.
     alliance.push({"a.txt": b"3"}, repo)
     assert owner.api(repo, "/revision/v3").json()["sha"] == owner.api(repo).json()["sha"] != main
+
+
+def test_commands_sign_share_and_open(
+    alliance: AllianceInProcess, owner: Stock, repo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Home, "client", lambda self, role="targets": alliance.client(self, role))
+
+    def fedhub(*words: str) -> tuple[int, str]:
+        terminal = Terminal(None, out=io.StringIO(), err=io.StringIO())
+        code = cli.dispatch(["--json", "--home", str(alliance.homes[OWNER].path), *words], terminal)
+        return int(code), terminal.out.getvalue() + terminal.err.getvalue()  # type: ignore[attr-defined]
+
+    owner.create(repo)
+    owner.commit(repo, {"a.txt": b"1"})
+    folder = str(write(alliance, {"a.txt": b"1"}))
+    for words in ((), ("--files", folder, "--trust-hub")):
+        code, said = fedhub("model", "sign", f"{repo}@main", *words)
+        assert code == 2 and "--trust-hub" in said
+    code, said = fedhub(
+        "model", "sign", f"{repo}@main", "--files", folder, "--tag", "stable", "--license", "MIT"
+    )
+    assert code == 0 and json.loads(said)["version"] == 1 and json.loads(said)["license"] == "MIT"
+    assert json.loads(fedhub("model", "sign", repo, "--trust-hub")[1])["version"] == 1
+    assert fedhub("model", "visibility", repo, "public")[0] == 0
+    assert Stock(alliance, None).resolve(repo, "stable", "a.txt").content == b"1"
+    rows = f"{repo}-rows"
+    owner.create(rows, "dataset")
+    owner.commit(rows, {"a.csv": b"a\n1\n"}, kind="dataset")
+    folder = str(write(alliance, {"a.csv": b"a\n1\n"}))
+    words = ("--files", folder, "--description", "rows", "--license", "CC0-1.0")
+    code, said = fedhub("data", "share", f"{rows}@main", *words)
+    assert code == 0 and json.loads(said)["version"] == 1
+    assert fedhub("data", "visibility", rows, "public")[0] == 0
+    assert Stock(alliance, None).resolve(rows, "v1", "a.csv", kind="dataset").status_code == 200
 
 
 @pytest.mark.parametrize(

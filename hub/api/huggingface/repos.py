@@ -198,7 +198,7 @@ def _newest(session: Session, actor: Actor, repo: Repo) -> RevisionRow:
     row = revisions.resolve(session, actor, repo, MAIN)
     if revisions.is_own(actor, repo) or row.statement is not None:
         return row
-    return list(revisions.history(session, repo, row))[-1]
+    return revisions.first_commit(session, repo)
 
 
 @router.get("/api/{kind:repokind}/{ns}/{name}")
