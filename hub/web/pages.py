@@ -20,7 +20,7 @@ from hub.web import registry_pages, run_pages, sign_in
 from hub.web.rendering import STATIC, Visitor, page, sign_in_first, static_file
 from hub.web.rendering import visitor as visitor_of
 from storage.encoding import format_time, is_digest
-from storage.errors import Refused
+from storage.errors import Refused, Unchecked
 from storage.keyring import read_ring
 
 NEWEST = 6
@@ -211,8 +211,8 @@ def statement(
         raise not_found("statement", statement_id[:100])
     try:
         found = dossiers.paper(hub, session, actor, statement_id) if actor.known else None
-    except Refused:
-        found = None
+    except (Refused, Unchecked):
+        found = None  # not for this visitor to read
     return page(
         request,
         hub,

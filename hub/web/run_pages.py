@@ -28,7 +28,14 @@ STREAM_S = 300.0  # then the browser asks again, and who it is is looked at anew
 LAST_EVENTS = 60
 EVENTS_READ = 5000
 ALL = "all sites"
-METRICS = (("accuracy", "Accuracy"), ("loss", "Loss"))
+# Of the metrics that sites send with their updates, those that are drawn. The round's input is the aggregate
+# of the round before, so that its figures say how the shared model does on each site's own rows.
+METRICS = (
+    ("accuracy", "Accuracy"),
+    ("input_accuracy", "Accuracy of the round's input"),
+    ("loss", "Loss"),
+    ("input_loss", "Loss of the round's input"),
+)
 _REASON = re.compile(r"(?:(E_[A-Z_]+): )?([^\n]*)(?:\n(.*))?", re.DOTALL)
 
 router = APIRouter(include_in_schema=False)
