@@ -71,7 +71,8 @@ def recompute(
         found, _shown = read_checked_plan(home, client, plan)
         check_kept(found)
         manifest = manifest_of(client, base_version(client, found), found.base)
-        rounds = repeat(home, client, found, check_chain(home, client, found, manifest), number=number)
+        chain = check_chain(home, client, found, manifest)
+        rounds = repeat(home, client, found, chain, number=number)
     for one in rounds:
         if not one.same:
             raise Rejected(
@@ -93,8 +94,8 @@ def recompute(
                 for one in rounds
             ],
         },
-        f"Recomputed {len(rounds)} rounds of {found.config.strategy}: every aggregate is byte for byte "
-        "the one that its round statement names.",
+        f"Recomputed {len(rounds)} of {len(chain.rounds)} rounds of {found.config.strategy}: "
+        "each aggregate is byte for byte the one that its round statement names.",
         *table(("round", "updates", "bytes", "aggregate", "seconds"), rows),
     )
 
