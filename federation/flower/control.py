@@ -17,6 +17,7 @@ from federation.flower.quiet import keep_quiet
 from storage.errors import FedhubError, Misuse, Refused, Unchecked, shown
 
 CONFIG_KEYS = ("hub", "plan", "attempt", "token-file")
+CONNECT_S = 3.0  # SuperLink is near: one whose machine is gone must not hold up the hub for flwr's 30 s
 
 
 @dataclass(frozen=True)
@@ -201,13 +202,14 @@ class Control:
 
 
 class _Bearer:
-    """Adds the token to each request of flwr's client."""
+    """Adds the token to each request of flwr's client, and gives up a connection that nobody answers."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
     def intercept(self, context: Any, call_next: Any) -> Any:
         context.request.headers["authorization"] = f"Bearer {self._token}"
+        context.request.extensions["timeout"]["connect"] = CONNECT_S
         return call_next(context)
 
 
