@@ -28,7 +28,7 @@ from storage.encoding import sha256_hex
 from storage.manifests import hash_file
 from tests.round_hub import LocalClient, RoundHub
 
-BASE = {"w": np.array([10.0, 20.0, 30.0], np.float32), "steps": np.array([1, 2], np.int64)}
+BASE: dict[str, Any] = {"w": np.array([10.0, 20.0, 30.0], np.float32), "steps": np.array([1, 2], np.int64)}
 Behaviour = Callable[["ScriptedSite", OrderMessage], OrderReply | str | None]
 
 
@@ -60,7 +60,7 @@ class ScriptedSite:
     def train(self, message: OrderMessage, tensors: Mapping[str, Any] | None = None) -> OrderReply:
         """An honest reply: an update of ``delta``, uploaded, with a logged receipt."""
         path = self.folder / f"{self.name}-{message.round}.safetensors"
-        moved = {"w": np.full(3, self.delta, np.float32), "steps": np.array([7, 8], np.int64)}
+        moved: dict[str, Any] = {"w": np.full(3, self.delta, np.float32), "steps": np.array([7, 8], np.int64)}
         write_tensors(path, dict(tensors or moved))
         return self.send(message, path)
 
@@ -69,7 +69,9 @@ class ScriptedSite:
         client = LocalClient(self.hub, f"{self.name}.example")
         upload = send_file(client, path, plan=message.plan)
         sha256, size, parts = hash_file(path)
-        update = UpdateReference(sha256=sha256, size=size, parts=parts and list(parts), upload=upload.id)
+        update = UpdateReference(
+            sha256=sha256, size=size, parts=None if parts is None else list(parts), upload=upload.id
+        )
         return OrderReply(
             dataset=self.dataset,
             update=update,

@@ -179,7 +179,7 @@ def compressed(form: str) -> Behaviour:
 
     def answer(site: ScriptedSite, message: OrderMessage) -> OrderReply:
         path = site.folder / "compressed"
-        moved = {"w": np.full(3, site.delta, np.float32), "steps": np.array([7, 8], np.int64)}
+        moved: dict[str, Any] = {"w": np.full(3, site.delta, np.float32), "steps": np.array([7, 8], np.int64)}
         layout = Layout((TensorSpec("steps", "I64", (2,)), TensorSpec("w", "F32", (3,))))
         write_update(path, moved, layout, Feedback(form))
         return site.send(message, path)

@@ -185,7 +185,10 @@ def test_an_update_in_another_form_than_the_plans_is_refused(tmp_path: Path, for
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 3.0e38])
 def test_a_scale_that_makes_no_finite_numbers_is_refused(tmp_path: Path, scale: float) -> None:
     layout = Layout((TensorSpec("w", "F32", (3,)),))
-    tensors = {"w": np.array([1, 127, -127], np.int8), scales_name("w"): np.array([scale], np.float32)}
+    tensors: dict[str, Any] = {
+        "w": np.array([1, 127, -127], np.int8),
+        scales_name("w"): np.array([scale], np.float32),
+    }
     write_tensors(tmp_path / "u", tensors)
     with pytest.raises(UpdateRejected) as caught:
         check_update("lab-a", tmp_path / "u", layout, compression="int8")
@@ -194,7 +197,7 @@ def test_a_scale_that_makes_no_finite_numbers_is_refused(tmp_path: Path, scale: 
 
 def test_a_scale_too_few_is_refused(tmp_path: Path) -> None:
     layout = Layout((TensorSpec("w", "F32", (BLOCK + 1,)),))
-    tensors = {"w": np.ones(BLOCK + 1, np.int8), scales_name("w"): np.ones(1, np.float32)}
+    tensors: dict[str, Any] = {"w": np.ones(BLOCK + 1, np.int8), scales_name("w"): np.ones(1, np.float32)}
     write_tensors(tmp_path / "u", tensors)
     with pytest.raises(UpdateRejected, match="scales"):
         check_update("lab-a", tmp_path / "u", layout, compression="int8")
