@@ -18,14 +18,17 @@ from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import canonical, sha256_hex
 from storage.manifests import read_manifest
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
+from tests.databases import DATABASES
 from tests.stock_http import Stock, git_blob, path_of, put
 
 PART = 5 << 20
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("commits"), plain_part_bytes=PART) as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path_factory.mktemp("commits"), request.param, plain_part_bytes=PART) as opened:
         yield opened
 
 
@@ -258,7 +261,7 @@ def test_other_bytes_than_announced_are_dropped(owner: Stock, repo: str, allianc
     (answer,) = owner.batch(repo, (oid, 500)).json()["objects"]
     upload, done = answer["actions"]["upload"]["href"], path_of(answer["actions"]["verify"]["href"])
     assert owner.http.post(done, json={}).status_code == 409  # nothing is there yet
-    assert put(upload, data[:-1]) == 400  # another length
+    assert put(upload, data[:-1]) in (200, 400)  # S3 does not hold a part to its length
     assert put(upload, bytes(500)) == 200  # the store cannot know better
     refused = owner.http.post(done, json={"oid": oid, "size": 500})
     assert refused.status_code == 422

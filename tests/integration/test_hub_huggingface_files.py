@@ -23,15 +23,18 @@ from storage.manifests import check_oms, read_manifest
 from storage.signing import open_envelope
 from storage.statements import read_statement
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
+from tests.databases import DATABASES
 from tests.stock_http import Stock, git_blob
 
 DAY = 86_400
 BIG = os.urandom(1 << 20) + b"and one more"
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("files")) as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path_factory.mktemp("files"), request.param) as opened:
         yield opened
 
 

@@ -6,12 +6,15 @@ import pytest
 
 from storage.errors import FedhubError
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
+from tests.databases import DATABASES
 from tests.stock_http import Stock
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("repos")) as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path_factory.mktemp("repos"), request.param) as opened:
         opened.push({"model.safetensors": weights(1), "config.json": b"{}"}, tags=["stable"])
         yield opened
 

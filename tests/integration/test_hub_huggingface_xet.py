@@ -11,13 +11,16 @@ from hub.services import xet_ingest
 from hub.tables import BlobRow, XorbRow
 from storage.manifests import PART_BYTES
 from tests.alliances import LABS, OWNER, AllianceInProcess, open_alliance
+from tests.databases import DATABASES
 from tests.stock_http import Stock
 from tests.xet_bytes import chunk, shard, xorb
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
-    with open_alliance(tmp_path_factory.mktemp("xet")) as opened:
+@pytest.fixture(scope="module", params=DATABASES)
+def alliance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AllianceInProcess]:
+    with open_alliance(tmp_path_factory.mktemp("xet"), request.param) as opened:
         yield opened
 
 
