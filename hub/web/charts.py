@@ -4,6 +4,7 @@ Series are (round, value) points. Colours are classes of the page's sheet, so th
 reader's light or dark setting. The same numbers always stand in a table beside it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
 COLOURS = 8
-TICKS_X = 8
+TICKS_X, TICKS_Y = 8, 4
 SPAN_WIDTH = 240
 
 Points = Sequence[tuple[int, float]]
@@ -36,7 +37,8 @@ def draw(series: Mapping[str, Points], *, rounds: int, title: str, main: str, la
         label: what the figure is, for those who do not see it.
     """
     series = {name: points for name, points in series.items() if points}
-    low, high = _range([value for points in series.values() for _, value in points])
+    ticks = _ticks([value for points in series.values() for _, value in points])
+    low, high = ticks[0], ticks[-1]
     classes, number = {}, 0
     for name in series:
         classes[name] = "main" if name == main else f"s{number % COLOURS}"
@@ -46,7 +48,7 @@ def draw(series: Mapping[str, Points], *, rounds: int, title: str, main: str, la
         Markup('<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
             WIDTH, HEIGHT, label
         ),
-        *_y_axis(low, high),
+        *_y_axis(ticks),
         *_x_axis(max(rounds, 2)),
         *(_line(name, series[name], classes[name], max(rounds, 2), low, high) for name in order),
         Markup("</svg>"),
@@ -55,17 +57,19 @@ def draw(series: Mapping[str, Points], *, rounds: int, title: str, main: str, la
     return Curve(title, Markup("").join(parts), legend)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """What the y axis spans: round numbers around the values, 0 to 1 for shares that fill most of it."""
-    if not values:
-        return 0.0, 1.0
-    low, high = min(values), max(values)
-    if low >= 0 and 0.5 < high <= 1 and low < 0.5:
-        return 0.0, 1.0
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers that enclose the values, least first: the marks of the y axis.
+
+    >>> _ticks([0.53, 0.82])
+    [0.5, 0.6, 0.7, 0.8, 0.9]
+    """
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high <= low:
-        return low - 0.5, high + 0.5
-    room = (high - low) * 0.08
-    return (max(0.0, low - room) if low >= 0 else low - room), high + room
+        low, high = low - 0.5, high + 0.5
+    size = 10.0 ** math.floor(math.log10((high - low) / TICKS_Y))
+    step = next(size * each for each in (1, 2, 2.5, 5, 10) if size * each * TICKS_Y >= high - low)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def _x(number: int, rounds: int) -> float:
@@ -88,12 +92,12 @@ def _line(name: str, points: Points, colour: str, rounds: int, low: float, high:
     return Markup('<g class="{}"><polyline points="{}"/>{}</g>').format(colour, path, dots)
 
 
-def _y_axis(low: float, high: float) -> list[Markup]:
-    ticks = [low + (high - low) * step / 4 for step in range(5)]
+def _y_axis(ticks: Sequence[float]) -> list[Markup]:
+    low, high = ticks[0], ticks[-1]
     return [
         Markup(
             '<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>'
-            '<text x="{3}" y="{4}" text-anchor="end">{5:.3g}</text>'
+            '<text x="{3}" y="{4}" text-anchor="end">{5:.4g}</text>'
         ).format(
             LEFT,
             WIDTH - RIGHT,
