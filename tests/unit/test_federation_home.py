@@ -142,7 +142,9 @@ def test_a_pin_is_added_once_and_never_changed_by_a_command(home: Home) -> None:
     assert home.pins["firm.example"] == "b" * 64
 
 
-@pytest.mark.parametrize(("name", "pin"), [("firm.example", "b" * 63), ("firm.example", "B" * 64), ("Firm", "b" * 64)])
+@pytest.mark.parametrize(
+    ("name", "pin"), [("firm.example", "b" * 63), ("firm.example", "B" * 64), ("Firm", "b" * 64)]
+)
 def test_a_malformed_pin_is_refused_before_trust_is_written(home: Home, name: str, pin: str) -> None:
     before = home.trust_path.read_bytes()
     with pytest.raises(Rejected):
@@ -168,7 +170,9 @@ def test_a_ring_that_does_not_lead_to_the_pin_is_rejected_and_not_kept(home: Hom
     assert not (home.path / "peers" / "firm.example").exists()
 
 
-def test_a_ring_once_seen_is_read_without_the_hub_and_cannot_be_rolled_back(home: Home, tmp_path: Path) -> None:
+def test_a_ring_once_seen_is_read_without_the_hub_and_cannot_be_rolled_back(
+    home: Home, tmp_path: Path
+) -> None:
     firm = Home.create(tmp_path / "firm", "firm.example", "firm", place())
     home.pin("firm.example", firm.ring.pin)
     second, _statement = firm.prepare_rotation("snapshot")
