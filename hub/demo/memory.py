@@ -4,7 +4,7 @@ import os
 import threading
 from pathlib import Path
 
-SAMPLE_S = 0.25
+SAMPLE_S = 0.5
 
 # A word that each class of process has on its command line; the first that fits counts.
 CLASSES: tuple[tuple[str, str], ...] = (
@@ -20,7 +20,7 @@ class MemoryWatch:
     """Samples ``VmHWM`` of all descendants of this process until it is stopped.
 
     The kernel's high-water mark only grows, so a sample is never too high, and too low only for what a
-    process did in its last quarter of a second.
+    process did in its last half second.
     """
 
     def __init__(self) -> None:

@@ -156,7 +156,7 @@ def test_peak_memory_is_told_by_class_for_descendants_only() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        time.sleep(0.6)
+        time.sleep(1.2)
         found = watch.stop()
         child.communicate(b"")
     assert set(found) == {"blob_server"}
