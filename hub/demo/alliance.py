@@ -82,11 +82,13 @@ class Answer:
 
 @dataclass
 class Process:
-    """One of the alliance's own processes."""
+    """One of the alliance's own processes, and what it was started with."""
 
     name: str
     popen: "subprocess.Popen[str]"
     log: Path
+    command: list[str]
+    settings: Mapping[str, str]
     ready: dict[str, Any] = field(default_factory=dict)
 
 
@@ -298,6 +300,20 @@ class Alliance:
         self.make_tokens()
         self.publish_status_lists()
 
+    def restart(self, name: str, *, wait: bool = True) -> None:
+        """Start a process that has died as it was started before.
+
+        Args:
+            wait: until it is ready.
+        Raises:
+            Unchecked: it does not start.
+        """
+        process = next(each for each in self.processes if each.name == name)
+        _end(process.popen)
+        process.popen = _launch(process.command, process.settings, process.log)
+        if wait:
+            self._wait_ready(process)
+
     # --- stopping -------------------------------------------------------------------------------------------
 
     def down(self) -> None:
@@ -326,17 +342,7 @@ class Alliance:
     def _popen(self, name: str, args: list[str], home: Path, settings: Mapping[str, str]) -> Process:
         log = self.folder / "logs" / f"{name}.log"
         command = python_command("hub", "--home", str(home), *args, "--json", "--parent", str(os.getpid()))
-        with log.open("ab") as output:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                env=plain_environment(settings),
-                start_new_session=True,  # a Ctrl-C reaches us alone, and we stop them in order
-            )
-        process = Process(name, popen, log)
+        process = Process(name, _launch(command, settings, log), log, command, settings)
         self.processes.append(process)
         return process
 
@@ -442,6 +448,19 @@ def _free_port(taken: set[int]) -> int:
             port = int(probe.getsockname()[1])
         if port not in taken:
             return port
+
+
+def _launch(command: list[str], settings: Mapping[str, str], log: Path) -> "subprocess.Popen[str]":
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            env=plain_environment(settings),
+            start_new_session=True,  # a Ctrl-C reaches us alone, and we stop them in order
+        )
 
 
 def _end(popen: "subprocess.Popen[str]") -> None:
