@@ -6,6 +6,7 @@ order: ``RoundDesk.run``.
 """
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ class RoundDesk:
         self._number = number
         self._weights = weights
         self._began = coordinator.clock()
-        self._deadline = int(self._began) + config.round_deadline_s
+        self._deadline = math.ceil(self._began) + config.round_deadline_s  # never less than the plan says
         self._looked_at = time.monotonic()
         self._names = _names(work.sites)
         self._sites: dict[str, SiteState] = {}
