@@ -28,7 +28,8 @@ from storage.signing import read_private_key
 SITE_NAME = "main"
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
-STEADY_S = 60.0  # an agent that lived this long begins with the first pause again
+AWAY_PAUSE_S = 1.0  # between looks whether the Fleet address answers again
+STEADY_S = 20.0  # an agent that lived this long begins with the first pause again
 LOOK_S = 0.2
 STOP_S = 15.0
 CONNECT_S = 3.0
@@ -79,8 +80,10 @@ class AgentProcess:
                 if not away:
                     self._say(f"{self._home.fleet} does not answer; trying again")
                 away = True
-                self._wait()
+                self._ended.wait(AWAY_PAUSE_S)
                 continue
+            if away:  # what ended the agent was not the agent's fault
+                self._pause_s = FIRST_PAUSE_S
             away = False
             self._run_once()
 

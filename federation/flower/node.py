@@ -2,8 +2,10 @@
 
 flwr's own Fleet client does the talking: it activates the node, signs each call with the site's node key and
 sends heartbeats. What arrives is bounded before it is read and then handed to ``federation.agent``; no code
-that came with a run is ever fetched or loaded. flwr ends the process when the hub refuses the node, so this
-is a child process (``python -m federation.flower.node``) under ``federation.supervisor``.
+that came with a run is ever fetched or loaded. A SuperLink that has started again does not know the node
+until the hub has registered it: then this process, which is warm, connects again. flwr may still end the
+process when the hub refuses the node, so this is a child (``python -m federation.flower.node``) under
+``federation.supervisor``.
 """
 
 import argparse
@@ -30,13 +32,20 @@ from storage.signing import read_private_key
 if TYPE_CHECKING:
     from federation.agent import Agent
 
+Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+
 RECORD = "fedhub"  # the one record of a message
 MEMBER = "json"  # the one member of that record
 MAX_OBJECTS = 16
 SHORT_POLL_S = 0.05
 LONG_POLL_S = 1.0
 HELD_S = 0.5  # a poll that took this long was held by the server: the next may follow at once
-GIVE_UP_S = 15.0  # how long flwr tries again before the process ends and the supervisor takes over
+GIVE_UP_S = 3.0  # how long flwr, with growing pauses, tries a call again before we connect anew
+ADMITTED_S = 60.0  # how long a node that is refused asks again; then flwr says why, and ends the process
+FIRST_PAUSE_S = 0.3
+LONGEST_PAUSE_S = 2.0
+STEADY_S = 10.0
+SHORT_LIVES = 3  # connections in a row that ended within STEADY_S; then the supervisor starts us afresh
 
 
 class Node:
@@ -149,13 +158,28 @@ def serve_node(home: Home) -> NoReturn:
     private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
     keys = (private, private.public_key())
     roots = _fleet_roots(home)
+    _warm()
+    short = 0
+    with lock:
+        while short < SHORT_LIVES:
+            _release_lease(home, keys, roots)
+            _wait_admitted(home, keys, roots)
+            began = time.monotonic()
+            # flwr interrupts the process when SuperLink does not know the node any more, as after a restart.
+            with suppress(KeyboardInterrupt):
+                _serve_connected(home, keys, roots)
+            short = 0 if time.monotonic() - began > STEADY_S else short + 1
+            print(f"the connection to {home.fleet} has ended; connecting again", file=sys.stderr, flush=True)
+    raise Unchecked("E_FLEET", f"the connection to {home.fleet} ended {SHORT_LIVES} times at once")
+
+
+def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
+    """Answer orders until the connection ends."""
     from flwr.supernode.fleet_http_connection import http_request_response
 
     from federation.agent import Agent
     from federation.ledger import SiteLedger
 
-    _warm()
-    _release_lease(home, keys, roots)
     with (
         home.client("snapshot") as client,
         SiteLedger(home.site / "ledger.db") as ledger,
@@ -172,8 +196,6 @@ def serve_node(home: Home) -> NoReturn:
         _note_lease(home, node.id)
         print(json.dumps({"node": str(node.id)}), flush=True)
         node.serve()
-    lock.close()
-    raise Unchecked("E_FLEET", f"the connection to {home.fleet} has ended")
 
 
 def take_lock(home: Home) -> Any:
@@ -218,30 +240,57 @@ def _note_lease(home: Home, node_id: int) -> None:
     (home.site / "node.json").write_text(json.dumps({"node": str(node_id)}))
 
 
-def _release_lease(home: Home, keys: tuple[Any, Any], roots: bytes) -> None:
+def _release_lease(home: Home, keys: Keys, roots: bytes) -> None:
     """End the lease of a process of this home that was killed; else SuperLink refuses the node for a minute.
 
     The lock says that no such process lives any more.
     """
     import httpx
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
     try:
         left = int(json.loads((home.site / "node.json").read_text())["node"])
     except (OSError, ValueError, KeyError):
         return
+    # No such lease, or the hub is away: activation says more.
+    with suppress(httpx.HTTPError), _fleet(home, keys, roots) as fleet:
+        fleet.DeactivateNode(DeactivateNodeRequest(node_id=left))
+
+
+def _wait_admitted(home: Home, keys: Keys, roots: bytes) -> None:
+    """Wait until SuperLink takes this node: it may be away, or not have been told of it yet.
+
+    flwr ends the process at the first no, so this asks before it does, and gives the lease back.
+    """
+    import httpx
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+    from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    public = public_key_to_bytes(keys[1])
+    asked = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    until, pause_s = time.monotonic() + ADMITTED_S, FIRST_PAUSE_S
+    while time.monotonic() < until:
+        with suppress(httpx.HTTPError), _fleet(home, keys, roots) as fleet:
+            node_id = fleet.ActivateNode(asked).node_id
+            _note_lease(home, node_id)
+            fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+            return
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+
+
+def _fleet(home: Home, keys: Keys, roots: bytes) -> Any:
+    """flwr's client of the Fleet port, which signs each call; a context."""
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
     interceptors: list[Any] = [
         RuntimeVersionHttpInterceptor(component_name="SuperNode"),
         NodeAuthHttpInterceptor(*keys),
     ]
-    with (
-        suppress(httpx.HTTPError),  # no such lease, or the hub is away: activation says more
-        FleetHttpClient.from_server_address(home.fleet, False, roots, interceptors=interceptors) as client,
-    ):
-        client.DeactivateNode(DeactivateNodeRequest(node_id=left))
+    return FleetHttpClient.from_server_address(home.fleet, False, roots, interceptors=interceptors)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
