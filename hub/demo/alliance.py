@@ -301,10 +301,8 @@ class Alliance:
         self.publish_status_lists()
 
     def restart(self, name: str, *, wait: bool = True) -> None:
-        """Start a process that has died as it was started before.
+        """Start a process that has died as it was started before; with ``wait`` until it is ready.
 
-        Args:
-            wait: until it is ready.
         Raises:
             Unchecked: it does not start.
         """
@@ -329,6 +327,12 @@ class Alliance:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def stop(self, name: str) -> None:
+        """Stop one process in order; ``restart`` starts it again."""
+        popen = next(each.popen for each in self.processes if each.name == name)
+        popen.send_signal(signal.SIGTERM)
+        _end(popen)
 
     def crashed(self) -> Process | None:
         """A process that ended by itself, if one did."""

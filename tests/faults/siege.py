@@ -207,34 +207,30 @@ class Siege:
             if blows and closed < run.rounds_planned:
                 blow = blows[0]
                 time.sleep(blow.delay * usual_s)
-                if self.strike(blow, plan):
+                if (before := self.strike(blow, plan)) is not None:
+                    closed = before
                     print(f"  round {closed} + {blow.delay:.2f}: kill -9 {blow.part} {blow.lab}", flush=True)
                     last, struck_at = blow.part, time.monotonic()
                     self.struck[blow.part] += 1
                     blows.pop(0)
                     self.heal(blow)
 
-    def strike(self, blow: Blow, plan: str) -> bool:
-        """Kill; False when the run has ended in the meantime."""
-        if blow.part in self.engines:
-            if self._ended(plan):
-                return False
-            self.engines[blow.part].strike()
-            return True
+    def strike(self, blow: Blow, plan: str) -> int | None:
+        """Kill; how many rounds were closed, or None when the run has ended in the meantime."""
         end = time.monotonic() + 60.0
-        while not (found := self.find(blow)):
-            if self._ended(plan):
-                return False
+        while True:
+            run = self.run_of(plan)
+            if run.state in ("finished", "stopped"):
+                return None
+            if blow.part in self.engines:
+                self.engines[blow.part].strike()
+                return len(run.rounds)
+            if found := self.find(blow):
+                for process in found:
+                    os.kill(process, signal.SIGKILL)
+                return len(run.rounds)
             assert time.monotonic() < end, f"no process of the {blow.part} came"
             time.sleep(0.05)
-        if self._ended(plan):
-            return False
-        for process in found:
-            os.kill(process, signal.SIGKILL)
-        return True
-
-    def _ended(self, plan: str) -> bool:
-        return self.run_of(plan).state in ("finished", "stopped")
 
     def find(self, blow: Blow) -> list[int]:
         """The process ids of a part."""
@@ -266,7 +262,7 @@ class Siege:
         assert run.rounds[-1].aggregate == weights, "the final weights are not those of the undisturbed run"
         self._check_log(plan, run)
         self._check_ledgers(plan, run)
-        self._check_pack(plan)
+        self.check_pack(plan)
 
     def _check_log(self, plan: str, run: wire.Run) -> None:
         with Home.open(self.alliance.home("owner")).client() as client:
@@ -287,7 +283,7 @@ class Siege:
             assert all(answer.logged for answer in answers), lab
             assert (spent.rounds, spent.examples) == (len(answers), sum(each.examples for each in answers))
 
-    def _check_pack(self, plan: str) -> None:
+    def check_pack(self, plan: str) -> None:
         folder = self.alliance.folder / "work"
         made = self.alliance.run("owner", "run", "finish", plan).data
         pack = folder / f"pack-{plan[:12]}"

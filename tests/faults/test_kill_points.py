@@ -8,6 +8,7 @@ installed.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,42 @@ def bombard(siege: Siege, points: int, seed: int, parts: tuple[str, ...]) -> Non
     print(siege.report(), flush=True)
 
 
-def test_whatever_is_killed_the_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    with besieged(tmp_path / "alliance") as siege:
-        bombard(siege, POINTS, SEED, PARTS)
+@pytest.fixture(scope="module")
+def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
+    with besieged(tmp_path_factory.mktemp("siege") / "alliance") as made:
+        yield made
+
+
+def test_whatever_is_killed_the_run_ends_as_if_nothing_had_happened(siege: Siege) -> None:
+    bombard(siege, POINTS, SEED, PARTS)
+
+
+def test_a_run_that_lost_its_quorum_stops_in_time_and_goes_on_by_hand_with_another_site_absent(
+    siege: Siege,
+) -> None:
+    deadline_s, rounds = 25, 30
+    terms = ("--min-participants", "2", "--quorum", "2", "--deadline", str(deadline_s))
+    plan = siege.submit(Terms("two of three", rounds, terms))
+    siege.start(plan)
+    siege.wait_run(plan, lambda run: len(run.rounds) >= 2, "round 2", 120)
+    for lab in ("lab-b", "lab-c"):
+        siege.alliance.stop(lab)
+    stopped = siege.wait_run(plan, lambda run: run.state == "stopped", "the stop", 3 * deadline_s + 30)
+    closed = len(stopped.rounds)
+    assert 2 <= closed < rounds
+    assert stopped.reason is not None and "quorum not met" in stopped.reason, stopped.reason
+    assert "fedhub run resume" in stopped.reason
+    for lab in ("lab-b", "lab-c"):
+        siege.alliance.restart(lab)
+    siege.alliance.stop("lab-a")
+    siege.alliance.run("owner", "run", "resume", plan)
+    run = siege.wait_run(plan, lambda run: run.state in ("finished", "stopped"), "the end", 400)
+    siege.alliance.restart("lab-a")
+    assert run.state == "finished", f"{run.reason}\n{siege.history(plan)}"
+    assert [each.round for each in run.rounds] == list(range(1, rounds + 1))
+    assert run.rounds[:closed] == stopped.rounds, "what was closed before the stop stays as it was"
+    assert all(set(each.sites) == {"lab-b.example", "lab-c.example"} for each in run.rounds[closed + 1 :])
+    siege.check_pack(plan)
 
 
 def test_database_and_object_store_are_killed_and_the_run_goes_on(tmp_path: Path) -> None:
