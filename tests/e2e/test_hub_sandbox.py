@@ -45,6 +45,12 @@ class Sandbox:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.elsewhere = folder.parent / "elsewhere"
+        self.elsewhere.mkdir()
+        self.settings = {
+            "FEDHUB_DATABASE_URL": f"sqlite:///{self.elsewhere / 'rows.db'}",
+            "FEDHUB_STORE_URL": (self.elsewhere / "objects").as_uri(),
+        }
         self.told: dict[str, Any] = {}
         self.process: subprocess.Popen[str] | None = None
 
@@ -54,7 +60,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=plain_environment(),
+            env=plain_environment(self.settings),
         )
         assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()
@@ -163,6 +169,14 @@ def test_the_first_line_says_where_everything_is(sandbox: Sandbox) -> None:
     with urllib.request.urlopen(f"{sandbox.told['log_base'].rstrip('/')}/checkpoint", timeout=10) as answer:
         assert answer.read().startswith(b"hub.example\n")
     assert sandbox.told["log_key"].startswith("hub.example+")
+
+
+def test_database_and_store_are_where_the_settings_say(sandbox: Sandbox, model: str) -> None:
+    assert model
+    assert (sandbox.elsewhere / "rows.db").stat().st_size > 0
+    assert list((sandbox.elsewhere / "objects" / "blobs").rglob("*.*"))
+    assert not list((sandbox.folder / "hub").glob("*.db"))
+    assert not (sandbox.folder / "hub" / "store").exists()
 
 
 def test_a_token_acts_for_its_institution_with_a_stock_client(sandbox: Sandbox) -> None:
@@ -427,7 +441,7 @@ def test_a_hub_that_is_not_there_is_2_and_named(sandbox: Sandbox, tmp_path: Path
 def test_the_doctor_finds_nothing_wrong_with_a_folder_store(sandbox: Sandbox) -> None:
     ports = json.loads((sandbox.folder / "sandbox.json").read_text())["ports"]
     given = {f"FEDHUB_{name.upper()}": str(port) for name, port in ports.items()}
-    given |= {"FEDHUB_DATA_DIR": str(sandbox.folder / "hub")}
+    given |= {"FEDHUB_DATA_DIR": str(sandbox.folder / "hub"), **sandbox.settings}
     done = subprocess.run(
         command("--json", "--home", sandbox.home("operator"), "hub", "doctor"),
         capture_output=True,
