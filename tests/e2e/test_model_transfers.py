@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 import federation.transfer
+from federation.lifeline import plain_environment
 from federation.stock_names import git_oid
 from hub.cli import dispatch
 from hub.terminal import Terminal
 from storage.errors import Exit
 from storage.manifests import PART_BYTES
 from tests.e2e.test_hub_serve import HubProcess, hub_process
+from tests.stock_environments import HUB_CLIENTS, python_of
 
 ROOT = Path(__file__).parents[2]
 OWNER, FIRM = "owner.example", "firm.example"
@@ -265,28 +267,67 @@ def test_cache_of_stock_clients_is_filled_as_they_read_it(
     assert {path.name for path in repository.iterdir()} == {"blobs", "refs", "snapshots"}
     alliance.run(FIRM, *pull)  # again, over what is there
     assert same(snapshot, pushed)
-    assert _load_offline(tmp_path / "hub", "m", "main") in (str(snapshot), None)
 
 
-def _load_offline(cache: Path, name: str, revision: str) -> str | None:
-    """Where the stock client finds the snapshot without any hub; None where it is not installed."""
-    code = (
-        "import sys, huggingface_hub as h;"
-        "print(h.snapshot_download(sys.argv[1], revision=sys.argv[2], local_files_only=True))"
+SNAPSHOT = """
+import sys, huggingface_hub as h
+for revision in ("main", "v1", "base", None):
+    print(h.snapshot_download(sys.argv[1], revision=revision, local_files_only=True))
+print(h.hf_hub_download(sys.argv[1], "docs/README.md"))
+print(len(h.scan_cache_dir().warnings))
+"""
+PRETRAINED = """
+import sys
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], revision="v1")
+print(type(model).__name__, sum(p.numel() for p in model.parameters()))
+"""
+TINY = """
+import sys, torch
+from transformers import BertConfig, BertModel
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=11)
+model = BertModel(BertConfig(**sizes))
+model.save_pretrained(sys.argv[1])
+print(type(model).__name__, sum(p.numel() for p in model.parameters()))
+"""
+
+
+def offline(environment: str, cache: Path, code: str, argument: str) -> list[str]:
+    """What a stock client's Python prints, without any hub."""
+    done = subprocess.run(
+        [str(python_of(environment)), "-c", code, argument],
+        env={**plain_environment(), "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    for python in [sys.executable, *map(str, Path.home().glob(".cache/fedhub-test-envs/*/bin/python"))]:
-        done = subprocess.run(
-            [python, "-c", code, f"{OWNER}/{name}", revision],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if "No module named" not in done.stderr:
-            assert done.returncode == 0, done.stderr
-            return done.stdout.strip()
-    return None
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", list(HUB_CLIENTS))
+def test_stock_client_finds_every_name_offline(
+    alliance: Alliance, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = alliance.run(FIRM, "model", "pull", f"{NAME}@1", "--into-hf-cache")["folder"]
+    *found, file, warnings = offline(f"hub-{client}", tmp_path, SNAPSHOT, NAME)
+    assert found == [snapshot] * 4
+    assert Path(file).read_bytes() == b"# m" and warnings == "0"
+
+
+@pytest.mark.slow
+def test_transformers_loads_a_pulled_model_offline(
+    alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = offline("libraries", tmp_path, TINY, str(tmp_path / "bert"))
+    name = f"{OWNER}/bert"
+    alliance.run(OWNER, "model", "push", str(tmp_path / "bert"), name)
+    alliance.run(OWNER, "grant", "issue", f"{name}@1", "--to", FIRM, "--action", "pull")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    alliance.run(FIRM, "model", "pull", f"{name}@1", "--into-hf-cache")
+    assert offline("libraries", tmp_path / "cache", PRETRAINED, name)[-1] == made[-1]
 
 
 def test_two_versions_are_compared_and_a_version_s_line_is_shown(alliance: Alliance, tmp_path: Path) -> None:
