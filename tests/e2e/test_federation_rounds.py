@@ -331,6 +331,7 @@ def test_a_superlink_killed_in_a_round_loses_nothing(play: Callable[..., Play]) 
     one.up()
     wait_for(lambda: len(one.hub.rounds) == 1, "round 1")
     time.sleep(1.0)
+    agents = one.children("federation.flower.node")
     one.link.process.kill()
     one.link.stop()
     wait_for(lambda: not one.children("federation.flower.executor"), "the coordinator's end")
@@ -338,6 +339,7 @@ def test_a_superlink_killed_in_a_round_loses_nothing(play: Callable[..., Play]) 
     one.start_superlink()
     one.register_nodes()
     one.wait_online()
+    assert one.children("federation.flower.node") == agents, "agents stay warm and connect again"
     one.hub.attempt = 2
     one.start()
     assert one.wait_ended().state == "finished"
