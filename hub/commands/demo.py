@@ -25,13 +25,13 @@ def demo(
     Takes about a minute. Nothing is mocked: the hub, SuperLink, the store's server and the labs' agents are
     processes of their own, and the data are real scans of digits. DIR/report.json says what was found.
     """
-    from hub.commands.sandbox import interrupt_on_sigterm
+    from hub.commands.sandbox import interrupt_on_signals
     from hub.demo.alliance import clear
     from hub.demo.journey import Journey
 
     terminal = terminal_of(ctx)
     clear(folder)
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     journey = Journey(folder, terminal)
     try:
         report = journey.walk()

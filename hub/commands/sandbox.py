@@ -42,7 +42,7 @@ def up(
     assert terminal.call is not None  # hub.cli runs this
     ports = {name: number for name, number in given.items() if number is not None}
     alliance = Alliance(folder, terminal.call, ports=ports)
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     terminal.say(f"Starting an alliance in {folder} …")
     try:
         alliance.up()
@@ -64,10 +64,14 @@ def up(
     return Exit.DONE
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM end a command as Ctrl-C does; only the main thread can ask for signals."""
+def interrupt_on_signals() -> None:
+    """Let SIGTERM end a command as Ctrl-C does; only the main thread can ask for signals.
+
+    SIGINT is asked for too: a shell starts background commands with it ignored, and whoever sends it means it.
+    """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
 
 
 def _lines(described: dict[str, object]) -> list[str]:

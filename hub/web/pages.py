@@ -246,7 +246,7 @@ FOR_PEOPLE = (
 def is_page(request: Request) -> bool:
     """Whether an error on this path is shown to a person, as a page."""
     first, _, rest = request.url.path.lstrip("/").partition("/")
-    if first in FOR_PROGRAMS or (first == "log" and rest):
+    if first in FOR_PROGRAMS or request.url.path.startswith("/log/"):
         return False
     if first in ("", "log") or (first in FOR_PEOPLE and "resolve" not in rest.split("/")):
         return True

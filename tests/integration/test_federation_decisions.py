@@ -367,6 +367,7 @@ def test_a_draft_becomes_a_plan_that_a_lab_consents_to(
     draft = draft_plan(client, tmp_path / "draft", f"{base.name}@1", terms_over(described))
     assert check_draft(home, draft).rounds == 2
     plan = submit_draft(home, client, read_draft(tmp_path / "draft"))
+    assert plan.id in {statement.id for statement, _raw in home.statements("plan")}
     lab = alliance.homes[LABS[0]]
     with alliance.as_(LABS[0]) as steward:
         checked, _shown = read_checked_plan(lab, steward, plan.id)
@@ -500,11 +501,13 @@ def test_a_status_list_repeats_what_was_revoked_and_its_number_grows(
 
 
 def test_everything_an_owner_signed_is_kept_in_its_home(
-    alliance: AllianceInProcess, finished: Journey
+    alliance: AllianceInProcess, base: wire.ModelVersion
 ) -> None:
-    home = alliance.homes[OWNER]
+    home, client = owner_of(alliance)
+    grant = issue_grant(home, client, base.asset_id, FIRM, ["pull"], days=3)
+    revoke(home, client, grant.id, reason="withdrawn")
     kinds = {statement.kind for statement, _raw in home.statements()}
-    assert {"asset", "plan", "grant", "revocation"} <= kinds
+    assert {"asset", "grant", "revocation"} <= kinds
     for path in (home.path / "statements").iterdir():
         assert json.loads(path.read_text())["mediaType"]
         assert os.stat(path).st_size < 1 << 20

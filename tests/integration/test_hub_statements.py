@@ -403,7 +403,7 @@ def test_the_log_is_read_by_anybody_as_files_that_never_change(hub: HubInProcess
 def test_nothing_but_the_log_is_public(hub: HubInProcess, path: str) -> None:
     with hub.http() as http:
         answer = http.get(path)
-    assert answer.status_code == 404 and answer.json()["code"] == "E_NOT_FOUND"
+    assert answer.status_code == 404 and "E_NOT_FOUND" in answer.text
 
 
 def test_a_logged_statement_is_what_was_sent(hub: HubInProcess, lab: Home) -> None:
