@@ -67,7 +67,7 @@ def up(
 def interrupt_on_signals() -> None:
     """Let SIGTERM end a command as Ctrl-C does; only the main thread can ask for signals.
 
-    SIGINT is asked for too: a shell starts background commands with it ignored, and whoever sends it means it.
+    SIGINT is asked for too: a shell starts background commands with it ignored.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
