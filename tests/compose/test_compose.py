@@ -216,6 +216,7 @@ def test_the_main_job_survives_the_death_of_every_container(site: Site, tmp_path
     assert all(len(each["receipts"]) == len(LABS) for each in watched["rounds"]), (
         "no lab was left out for our deaths"
     )
+    wait(site.healthy, "healthy containers after their deaths", UP_S)
     assert alliance.crashed() is None, "agents outlive every container"
     version = alliance.run("owner", "run", "finish", plan, "--tag", "federated").data
     site.reference = f"{version['name']}@{version['version']}"
@@ -238,22 +239,21 @@ def submit_plan(alliance: Outside, folder: Path) -> str:
 def kill_in_the_middle(site: Site, plan: str, service: str) -> None:
     """Kill -9 a container's first process while rounds go on; the engine starts it again, and rounds go on."""
 
-    def closed() -> int:
+    def rounds() -> int:
         return len(site.alliance.run_state(plan).get("rounds", ()))
 
-    before = closed()
-    wait(lambda: closed() > before, f"round closed before {service} is killed", RUN_S)
+    def back() -> bool:
+        return site.state(service)["Pid"] not in (0, dead) and bool(site.alliance.run_state(plan))
+
+    before = rounds()
+    wait(lambda: rounds() > before, f"round closed before {service} is killed", RUN_S)
     assert site.alliance.run_state(plan)["state"] == "running", (
         f"the run ended before {service} could be killed"
     )
     dead = site.state(service)["Pid"]
+    print(f"{service}: killed after round {rounds()}", flush=True)
     os.kill(dead, signal.SIGKILL)
-    print(f"{service}: killed after round {closed()}", flush=True)
-    wait(
-        lambda: site.state(service)["Pid"] not in (0, dead) and site.healthy(),
-        f"{service} healthy again",
-        UP_S,
-    )
+    wait(back, f"{service} started again", UP_S)
 
 
 def test_what_was_done_outlives_down_and_up(site: Site, tmp_path: Path) -> None:
