@@ -414,6 +414,8 @@ class RoundDesk:
         for dataset in self.state.waiting:
             one = self._sites[dataset]
             self._tell("site.late", one, {"code": "E_LATE"})
+            if one.gone_since is not None:  # the next round is not to wait its whole deadline again
+                self._run.gone.add(dataset)
             if one.message is not None:
                 self._run.late[one.message] = (self._number, one.site)
 
