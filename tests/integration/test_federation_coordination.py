@@ -416,6 +416,17 @@ def test_a_missing_site_is_waited_for_a_while_and_then_left_out(stage: Callable[
     assert {event["institution"] for event in one.hub.told("site.unreachable")} == {"lab-b.example"}
 
 
+def test_a_site_that_is_gone_for_a_whole_short_round_holds_up_no_other(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_desk, "GONE_S", 60.0)  # longer than a round stays open
+    one = stage(rounds=3, round_deadline_s=1)
+    one.sites["lab-b"].connected = None
+    assert one.run().state == "finished"
+    told = [(event["institution"], event["round"]) for event in one.hub.told("site.late")]
+    assert told == [("lab-b.example", 1)], "only the first round waited until its deadline"
+
+
 def test_a_site_that_the_quorum_needs_is_waited_for_until_it_comes(stage: Callable[..., Stage]) -> None:
     one = stage(rounds=1, minimum=3)
     one.sites["lab-b"].connected = None
