@@ -96,6 +96,8 @@ class Engine:
         os.kill(self.process, signal.SIGKILL)
         if self.again is not None:
             self.again.wait()
+        else:  # buried, or PostgreSQL would take the process named in its lock file for alive
+            os.waitpid(self.process, 0)
         _wait(lambda: not any(_command(child) for child in children), "the end of a server's own children")
         self.again = subprocess.Popen(
             command,

@@ -61,7 +61,7 @@ def test_whatever_is_killed_the_run_ends_as_if_nothing_had_happened(siege: Siege
 def test_a_run_that_lost_its_quorum_stops_in_time_and_goes_on_by_hand_with_another_site_absent(
     siege: Siege,
 ) -> None:
-    deadline_s, rounds = 25, 30
+    deadline_s, rounds = 25, 20
     terms = ("--min-participants", "2", "--quorum", "2", "--deadline", str(deadline_s))
     plan = siege.submit(Terms("two of three", rounds, terms))
     siege.start(plan)
