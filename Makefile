@@ -53,7 +53,8 @@ lint: setup ## Format, style, types, layers
 bench: setup ## Rounds beside stock Flower, transfers, verification: figures with machine and sizes
 	$(BIN)/python tests/bench/bench_verify.py
 	$(BIN)/python tests/bench/bench_transfer.py
-	$(MAKE) bench-rounds
+	$(MAKE) bench-rounds MB=1
+	$(MAKE) bench-rounds MB=100 ROUNDS=3
 
 bench-rounds: setup ## Seconds per round and peak memory beside stock Flower (MB= SITES= ROUNDS= JSON=)
 	MB="$(MB)" SITES="$(SITES)" ROUNDS="$(ROUNDS)" JSON="$(JSON)" $(BIN)/python tests/bench/bench_rounds.py

@@ -485,8 +485,7 @@ class LocalClient:
         return wire.Site(institution=self.member, name=name, key_hint=hint, online=False)
 
 
-# --- behind a port
-# --------------------------------------------------------------------------------------------
+# --- behind a port ------------------------------------------------------------------------------------------
 
 
 @contextmanager

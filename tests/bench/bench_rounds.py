@@ -1,12 +1,11 @@
 """Seconds per round and peak memory: our rounds by reference beside stock Flower FedAvg by value, in one run.
 
 ``python tests/bench/bench_rounds.py [--mb 1] [--sites 2] [--rounds 5] [--json FILE] [--only ours|stock]``;
-each
-option also from the environment: MB, SITES, ROUNDS, JSON. Ours is the product as it is: a hub process with
-    its database and log, blob server, SuperLink, one agent per site, orders and receipts signed, every
-    transfer checked; each site trains a small network of that size on four rows. Stock is flwr's own
-    SuperLink, SuperNodes and FedAvg with clients that add a constant. All processes share this machine; the
-    first round is not counted in the median.
+each option also from the environment: MB, SITES, ROUNDS, JSON. Ours is the product as it is: a hub process
+with its database and log, blob server, SuperLink, one agent per site, orders and receipts signed, every
+transfer checked; each site trains a small network of that size on four rows. Stock is flwr's own SuperLink,
+SuperNodes and FedAvg with clients that add a constant. All processes share this machine; the first round is
+not counted in the median.
 """
 
 import argparse
@@ -148,8 +147,7 @@ def process(command: list[str], surroundings: Mapping[str, str], log: Path, **op
             running.stdout.close()
 
 
-# --- ours
-# ---------------------------------------------------------------------------------------------------------
+# --- ours ---------------------------------------------------------------------------------------------------
 
 
 def parameters(mb: float) -> dict[str, Any]:
@@ -289,8 +287,7 @@ def make_plan(folder: Path, owner: Home, labs: list[Home], mb: float, rounds: in
     return plan
 
 
-# --- stock
-# --------------------------------------------------------------------------------------------------------
+# --- stock --------------------------------------------------------------------------------------------------
 
 APP = {
     "pyproject.toml": b"""
@@ -416,8 +413,7 @@ def _reachable(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-# --- both
-# -----------------------------------------------------------------------------------------------------------
+# --- both ---------------------------------------------------------------------------------------------------
 
 
 def table(figures: Mapping[str, Figures], mb: float, sites: int) -> str:

@@ -237,8 +237,7 @@ def play(tmp_path: Path) -> Iterator[Callable[..., Play]]:
         one.close()
 
 
-# --- undisturbed
-# --------------------------------------------------------------------------------------------------
+# --- undisturbed --------------------------------------------------------------------------------------------
 
 
 def test_two_agents_and_a_coordinator_finish_a_run_by_reference(play: Callable[..., Play]) -> None:
@@ -282,8 +281,7 @@ def test_a_second_agent_of_the_same_home_does_not_start(play: Callable[..., Play
     assert "E_SITE_RUNNING" in second.stderr
 
 
-# --- killed
-# -------------------------------------------------------------------------------------------------------
+# --- killed -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault
@@ -350,8 +348,7 @@ def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-# --- Flower's own nodes
-# ---------------------------------------------------------------------------------------------
+# --- Flower's own nodes -------------------------------------------------------------------------------------
 
 
 STOCK = {

@@ -193,8 +193,7 @@ def refusal_of(site: Site, reply: OrderReply) -> str:
     return reply.refusal.code
 
 
-# --- what is allowed
-# ------------------------------------------------------------------------------------------
+# --- what is allowed ----------------------------------------------------------------------------------------
 
 
 def test_an_order_under_consent_is_done_receipted_and_kept(site: Site) -> None:
@@ -253,8 +252,7 @@ def test_an_evaluation_gives_metrics_and_a_receipt_of_its_own_chain(site: Site) 
     assert "previous" not in receipt.predicate
 
 
-# --- done once
-# ------------------------------------------------------------------------------------------------
+# --- done once ----------------------------------------------------------------------------------------------
 
 
 def test_a_round_that_is_asked_again_is_answered_and_not_trained_again(
@@ -392,8 +390,7 @@ def write_weights(path: Path) -> Path:
     return path
 
 
-# --- what is refused before a row is read
-# -----------------------------------------------------------------------
+# --- what is refused before a row is read -------------------------------------------------------------------
 
 
 def _unpinned(site: Site) -> None:
@@ -656,8 +653,7 @@ def test_another_kind_of_statement_is_no_order(site: Site) -> None:
     assert reply.refusal.code == "E_KIND"
 
 
-# --- refusals
-# ---------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 
 
 def test_a_refusal_is_signed_and_logged_once_however_often_the_order_comes(make: Callable[..., Site]) -> None:
@@ -711,8 +707,7 @@ def test_a_receipt_that_the_hub_refuses_is_told_with_its_reason(
     assert refusal_of(site, site.do()) == "E_CONSENT"
 
 
-# --- weights
-# ------------------------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------
 
 
 def test_an_input_with_other_bytes_is_never_trained_from(site: Site, trained: list[int]) -> None:
@@ -764,8 +759,7 @@ def _moved(site: Site, seed: int) -> Path:
     return path
 
 
-# --- compressed updates
-# ---------------------------------------------------------------------------------------------
+# --- compressed updates -------------------------------------------------------------------------------------
 
 
 def residuals(site: Site) -> list[str]:

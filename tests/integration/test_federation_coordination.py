@@ -53,8 +53,7 @@ def with_tensors(**tensors: Any) -> Behaviour:
     return lambda site, message: site.train(message, {**honest, **tensors})
 
 
-# --- the honest run
-# ----------------------------------------------------------------------------------------------
+# --- the honest run -----------------------------------------------------------------------------------------
 
 
 def test_a_run_moves_the_weights_by_the_weighted_mean_of_the_updates(stage: Callable[..., Stage]) -> None:
@@ -213,8 +212,7 @@ def test_a_coordinator_that_was_given_up_does_nothing(stage: Callable[..., Stage
     assert one.hub.ended is None
 
 
-# --- bad updates
-# -------------------------------------------------------------------------------------------------
+# --- bad updates --------------------------------------------------------------------------------------------
 
 
 def _never_uploaded(site: ScriptedSite, message: OrderMessage) -> OrderReply:
@@ -376,8 +374,7 @@ def test_weights_that_overflow_are_no_sites_fault_and_stop_the_run(stage: Callab
     assert len(one.hub.rounds) == 1
 
 
-# --- sites that are away
-# -----------------------------------------------------------------------------------------
+# --- sites that are away ------------------------------------------------------------------------------------
 
 
 def test_a_silent_site_is_left_out_at_the_deadline_and_named_late(stage: Callable[..., Stage]) -> None:

@@ -128,8 +128,7 @@ def wait_finished(control: Control, run: str, seconds: float = 60) -> tuple[str,
     raise AssertionError("the run did not end")
 
 
-# --- doors
-# --------------------------------------------------------------------------------------------------------
+# --- doors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -222,8 +221,7 @@ def test_no_connection_leads_off_this_machine(live: Live) -> None:
     assert peers <= {"00000000", "0100007F"}
 
 
-# --- nodes
-# --------------------------------------------------------------------------------------------------------
+# --- nodes --------------------------------------------------------------------------------------------------
 
 
 def test_a_key_keeps_its_node_id_until_it_is_shut_out(live: Live) -> None:
@@ -244,8 +242,7 @@ def test_what_is_no_key_is_refused_by_name(live: Live, key: str) -> None:
         live.control.register_node(key, "lab-a.example")
 
 
-# --- runs
-# ---------------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_started_with_exactly_its_four_settings(live: Live) -> None:
@@ -294,8 +291,7 @@ def test_neither_files_nor_command_lines_show_the_token(live: Live) -> None:
             continue
 
 
-# --- starting and ending
-# --------------------------------------------------------------------------------------------
+# --- starting and ending ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

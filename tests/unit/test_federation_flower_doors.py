@@ -64,8 +64,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
 
 
-# --- paths
-# ----------------------------------------------------------------------------------------------------
+# --- paths --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,8 +121,7 @@ def test_a_websocket_is_closed_and_the_lifespan_goes_through() -> None:
     run(work)
 
 
-# --- bodies
-# ---------------------------------------------------------------------------------------------------
+# --- bodies -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,8 +183,7 @@ def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     run(work)
 
 
-# --- waiting
-# --------------------------------------------------------------------------------------------------
+# --- waiting ------------------------------------------------------------------------------------------------
 
 
 async def timed(work: Awaitable[Sent]) -> float:
@@ -298,8 +295,7 @@ def test_callers_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     run(work)
 
 
-# --- middlewares
-# ------------------------------------------------------------------------------------------------
+# --- middlewares --------------------------------------------------------------------------------------------
 
 
 def test_a_narrowed_middleware_is_asked_only_about_its_own_paths() -> None:
