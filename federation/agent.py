@@ -43,7 +43,7 @@ from storage.statements import read_statement
 if TYPE_CHECKING:
     from federation.client import HubClient
 
-KEPT_FILES = 4  # newest inputs and updates that stay on disk, to be sent or read again after a crash
+KEPT_FILES = 2  # newest inputs and updates that stay on disk, to be sent or read again after a crash
 SPARE_BYTES = 256 << 20  # what an input must leave free on the disk, besides room for its update
 # Codes of what may pass by itself: the hub or its store is away, the disk is full.
 PASSING = frozenset(
@@ -266,7 +266,7 @@ class Agent:
             task,
             examples=result.examples,
             metrics=dict(result.metrics),
-            update=(result.sha256, result.size, result.parts),
+            update=(result.sha256, result.size),
         )
         self._ledger.save_answer(answer)
         self._forget_residuals(order)
@@ -310,10 +310,10 @@ class Agent:
         *,
         examples: int,
         metrics: dict[str, float | int],
-        update: tuple[str, int, tuple[str, ...] | None] | None,
+        update: tuple[str, int] | None,
     ) -> Answer:
         order = task.order
-        sha256, size, parts = update or (None, None, None)
+        sha256, size = update or (None, None)
         return Answer(
             plan=order.plan,
             dataset=order.dataset,
@@ -325,7 +325,6 @@ class Agent:
             done_at=int(self._clock()),
             update_sha256=sha256,
             update_size=size,
-            update_parts=parts,
             examples=examples,
             metrics=metrics,
             epsilon=None,
@@ -357,14 +356,11 @@ class Agent:
         path = self._update_path(answer.update_sha256)
         upload = ""
         if path.exists():
-            known = (answer.update_sha256, answer.update_size, answer.update_parts)
+            known = (answer.update_sha256, answer.update_size)
             # The coordinator checks what it reads; nobody need wait until the hub has read it too.
             sent = transfer.send_file(self._client, path, plan=plan.id, known=known, until_checked=False)
             upload = sent.id
-        parts = None if answer.update_parts is None else list(answer.update_parts)
-        return UpdateReference(
-            sha256=answer.update_sha256, size=answer.update_size, parts=parts, upload=upload
-        )
+        return UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)
 
     def _log_receipt(self, task: Task, answer: Answer) -> tuple[str, bytes]:
         """The receipt of an answer, in the log: as it is there, as it was signed, or signed afresh.

@@ -57,14 +57,13 @@ class AggregationResult:
     """What one round made.
 
     Attributes:
-        sha256, size, parts: of the new weights.
+        sha256, size: of the new weights.
         folded: sites in the order they were folded in; with Krum, only those picked.
         state: the server optimiser's files by slot, empty for strategies that remember nothing.
     """
 
     sha256: str
     size: int
-    parts: tuple[str, ...] | None
     folded: tuple[str, ...]
     state: dict[str, FileDigest]
 
@@ -153,7 +152,7 @@ def aggregate(
                     writer.write(_settle(strategy, values, updates))
         saved = memory.finish()
         made = writer.finish()
-    return AggregationResult(made.sha256, made.size, made.parts, tuple(one.site for one in updates), saved)
+    return AggregationResult(made.sha256, made.size, tuple(one.site for one in updates), saved)
 
 
 def _move(

@@ -87,14 +87,10 @@ class ServerState:
 
     def store(self, number: int, made: Mapping[str, FileDigest]) -> dict[str, StoredFile]:
         """Bring the state of round ``number`` into the store, for its report."""
-        for slot in made:
-            transfer.send_file(self._run.client, self._folder(number) / _file(slot), plan=self._run.plan)
-        return {
-            slot: StoredFile(
-                sha256=file.sha256, size=file.size, parts=None if file.parts is None else list(file.parts)
-            )
-            for slot, file in made.items()
-        }
+        for slot, file in made.items():
+            path = self._folder(number) / _file(slot)
+            transfer.send_file(self._run.client, path, plan=self._run.plan, known=(file.sha256, file.size))
+        return {slot: StoredFile(sha256=file.sha256, size=file.size) for slot, file in made.items()}
 
     def forget(self, number: int) -> None:
         """Give back the disk of the state before round ``number``, which is closed."""
@@ -143,7 +139,7 @@ class Closing:
             state=self._state.before(number),
             next_state=self._state.after(number),
         )
-        known = (result.sha256, result.size, result.parts)
+        known = (result.sha256, result.size)
         # The hub reads a large one by itself before it signs the round.
         transfer.send_file(self._run.client, out, plan=self._run.plan, known=known, until_checked=False)
         kept = self._state.store(number, result.state) if number < self._rounds else {}
@@ -154,7 +150,6 @@ class Closing:
             input=start_digest,
             aggregate=result.sha256,
             size=result.size,
-            parts=None if result.parts is None else list(result.parts),
             receipts=[one.receipt for one in taken],
             seconds=round(self._run.clock() - began, 3),
             sites={one.name: _figures(one, self._strategy, picked) for one in taken},

@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS orders (
 CREATE TABLE IF NOT EXISTS answers (
     plan TEXT NOT NULL, dataset TEXT NOT NULL, action TEXT NOT NULL, round INTEGER NOT NULL, input TEXT NOT
     NULL, order_id TEXT NOT NULL REFERENCES orders(id), grant_id TEXT NOT NULL, done_at INTEGER NOT NULL,
-    update_sha256 TEXT, update_size INTEGER, update_parts TEXT, examples INTEGER NOT NULL, metrics TEXT NOT
+    update_sha256 TEXT, update_size INTEGER, examples INTEGER NOT NULL, metrics TEXT NOT
     NULL, epsilon TEXT, delta TEXT, receipt_id TEXT, receipt BLOB, logged INTEGER NOT NULL DEFAULT 0, PRIMARY
     KEY (plan, dataset, action, round)
 ) STRICT;
@@ -40,9 +40,10 @@ CREATE TABLE IF NOT EXISTS checked_files (
     path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
     sha256 TEXT NOT NULL
 ) STRICT;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 """
-_VERSION = 1
+_VERSION = 2
+_FROM_1 = "BEGIN; ALTER TABLE answers DROP COLUMN update_parts; PRAGMA user_version = 2; COMMIT;"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Answer:
 
     Attributes:
         grant_id: the consent it was done under.
-        update_sha256, update_size, update_parts: of the update; None for an evaluation.
+        update_sha256, update_size: of the update; None for an evaluation.
         receipt: bundle, once signed; ``logged``: whether the hub has admitted it to the log.
         epsilon, delta: cumulative for this plan and dataset, where a privacy mechanism accounts for them.
     """
@@ -81,7 +82,6 @@ class Answer:
     done_at: int
     update_sha256: str | None
     update_size: int | None
-    update_parts: tuple[str, ...] | None
     examples: int
     metrics: dict[str, float | int]
     epsilon: str | None
@@ -158,7 +158,7 @@ class SiteLedger:
                 "update fedhub",
             )
         if version < _VERSION:
-            self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            self._db.executescript(_FROM_1 if version == 1 else f"BEGIN; {_SCHEMA} COMMIT;")
 
     def close(self) -> None:
         self._db.close()
@@ -194,10 +194,9 @@ class SiteLedger:
         Raises:
             Misuse: that round is answered already.
         """
-        parts = None if answer.update_parts is None else json.dumps(answer.update_parts)
         try:
             self._write(
-                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0)",
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0)",
                 answer.plan,
                 answer.dataset,
                 answer.action,
@@ -208,7 +207,6 @@ class SiteLedger:
                 answer.done_at,
                 answer.update_sha256,
                 answer.update_size,
-                parts,
                 answer.examples,
                 json.dumps(answer.metrics, allow_nan=False),
                 answer.epsilon,
@@ -373,8 +371,6 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _answer(row: sqlite3.Row) -> Answer:
     found = dict(row)
-    parts = found["update_parts"]
-    found["update_parts"] = None if parts is None else tuple(json.loads(parts))
     found["metrics"] = json.loads(found["metrics"])
     found["logged"] = bool(found["logged"])
     return Answer(**found)

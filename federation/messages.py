@@ -40,7 +40,6 @@ class UpdateReference(Wire):
 
     sha256: Digest
     size: int = Field(ge=1)
-    parts: list[Digest] | None = Field(default=None, max_length=65_536)
     upload: str = Field(max_length=256)
 
 

@@ -321,10 +321,8 @@ class RoundDesk:
         update = reply.update
         assert update is not None
         location = self._run.client.weights(self._run.plan, update.sha256)
-        if (location.size, location.parts) != (update.size, update.parts):
-            raise Rejected(
-                "E_REPLY", f"update of {one.site.institution}: its size or parts are not those of the upload"
-            )
+        if location.size != update.size:
+            raise Rejected("E_REPLY", f"update of {one.site.institution}: its size is not that of the upload")
         if reply.receipt is None or reply.receipt.id not in location.receipts:
             raise Rejected(
                 "E_RECEIPT", f"update of {one.site.institution}: the receipt that was sent is not in the log"
@@ -434,8 +432,7 @@ class RoundDesk:
         )
         shutil.rmtree(self._run.space("updates", str(self._number)), ignore_errors=True)
         self._weights.path.unlink(missing_ok=True)
-        parts = None if result.parts is None else list(result.parts)
-        location = WeightsLocation(sha256=result.sha256, size=result.size, url="", parts=parts)
+        location = WeightsLocation(sha256=result.sha256, size=result.size, url="")
         return Weights(self._run, location, out)
 
     def _taken(self, dataset: str) -> Taken:

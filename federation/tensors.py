@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from storage.encoding import read_json
 from storage.errors import FedhubError, Misuse, Rejected, Unchecked, shown
-from storage.manifests import PART_BYTES
 
 Array = NDArray[Any]
 
@@ -103,11 +102,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What a reference to a file says: SHA-256, size in bytes, SHA-256 of each 32 MiB part if larger."""
+    """What a reference to a file says: SHA-256 and size in bytes."""
 
     sha256: str
     size: int
-    parts: tuple[str, ...] | None
 
 
 class TensorFile:
@@ -241,8 +239,6 @@ class TensorWriter:
         self._left = layout.tensors[0].size_bytes if layout.tensors else 0
         self._hash = hashlib.sha256()
         self._written = 0
-        self._part = hashlib.sha256()
-        self._parts: list[str] | None = [] if self.size > PART_BYTES else None
         self._temporary = path.with_name(path.name + ".part")
         try:
             self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
@@ -282,12 +278,9 @@ class TensorWriter:
         """
         if self._written != self.size:
             raise Misuse("E_WRITE", f"{self.path.name}: {self._written} of {self.size} bytes were written")
-        if self._parts is not None and self._written % PART_BYTES:
-            self._parts.append(self._part.hexdigest())
         self._file.close()
         os.replace(self._temporary, self.path)
-        parts = tuple(self._parts) if self._parts is not None else None
-        return FileDigest(self._hash.hexdigest(), self.size, parts)
+        return FileDigest(self._hash.hexdigest(), self.size)
 
     def _put(self, data: memoryview) -> None:
         view = data
@@ -297,14 +290,6 @@ class TensorWriter:
             except OSError as error:
                 raise _unwritable(self.path, error) from error
         self._hash.update(data)
-        while self._parts is not None and data:
-            room = PART_BYTES - self._written % PART_BYTES
-            piece, data = data[:room], data[room:]
-            self._part.update(piece)
-            self._written += len(piece)
-            if self._written % PART_BYTES == 0:
-                self._parts.append(self._part.hexdigest())
-                self._part = hashlib.sha256()
         self._written += len(data)
 
     def __enter__(self) -> "TensorWriter":

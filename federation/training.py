@@ -58,14 +58,13 @@ class TrainResult:
         examples: rows trained on.
         metrics: ``loss`` (mean per row in the last epoch, nats), ``input_accuracy`` and ``input_loss`` (of
             the weights received, on the rows trained on, before the first step).
-        sha256, size, parts: of the file written.
+        sha256, size: of the file written.
     """
 
     examples: int
     metrics: dict[str, float]
     sha256: str
     size: int
-    parts: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def train(
         changes = _changes(before, _arrays(model), layout_of_model(model))
         digest = write_update(out, changes, layout_of_model(model), feedback or Feedback())
     metrics = {"loss": loss, "input_accuracy": right / len(rows), "input_loss": input_loss}
-    return TrainResult(len(rows), metrics, digest.sha256, digest.size, digest.parts)
+    return TrainResult(len(rows), metrics, digest.sha256, digest.size)
 
 
 def train_alone(
@@ -154,7 +153,7 @@ def train_alone(
         loss = fit(model, features, labels, parameters, epochs or parameters["epochs"], generator)
         digest = save_weights(model, out)
     metrics = {"loss": loss, "input_accuracy": right / len(rows), "input_loss": input_loss}
-    return TrainResult(len(rows), metrics, digest.sha256, digest.size, digest.parts)
+    return TrainResult(len(rows), metrics, digest.sha256, digest.size)
 
 
 def train_base(

@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 from federation.origins import Broken, Peers, origin_of, refusal_of
 from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, digest_of, reserve
 from federation.wire import Upload, UploadOrder
+from storage.blobs import ORDER_BYTES
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
 
@@ -63,7 +64,7 @@ def send_file(
     plan: str | None = None,
     progress: Progress | None = None,
     check_wait_s: float = CHECK_WAIT_S,
-    known: tuple[str, int, Sequence[str] | None] | None = None,
+    known: tuple[str, int] | None = None,
     until_checked: bool = True,
 ) -> Upload:
     """Bring a file into the store and return its upload, in state ``stored``.
@@ -73,14 +74,20 @@ def send_file(
     Args:
         plan: statement id of the plan whose run this file belongs to.
         check_wait_s: how long to wait for the hub to check the whole of a file of several parts, in seconds.
-        known: digest, size and part digests of the file, from who has just written it; else it is read again.
+        known: digest and size of the file, from who has just written it. It then goes whole under one order,
+            which the store checks as it comes; only a line that breaks on the way makes it go in parts, for
+            which it is read again.
         until_checked: wait for that check; else return in state ``checking`` once all bytes are in the store.
     Raises:
         Rejected: ``E_FILE_CHANGED``; the file is no longer what was announced.
         Refused: the hub or the store does not take it.
         Unchecked: ``E_STORE_UNREACHABLE`` after several tries, ``E_UPLOAD_CHECKING`` (still being checked).
     """
-    sha256, size, parts = hash_file(path) if known is None else known
+    if known is not None and known[1] <= ORDER_BYTES:
+        whole = _send_whole(client, path, *known, plan, progress)
+        if whole is not None:
+            return whole
+    sha256, size, parts = hash_file(path)
     upload = client.upload(sha256, size, parts=parts, plan=plan)
     counter, attempt = _Counter(size, progress), 0
     while upload.state == "open":
@@ -95,6 +102,22 @@ def send_file(
         time.sleep(_wait_s(attempt))
         upload = client.upload_orders(upload.id, etags)
     return _wait_stored(client, upload, check_wait_s) if until_checked else upload
+
+
+def _send_whole(
+    client: Uploads, path: Path, sha256: str, size: int, plan: str | None, progress: Progress | None
+) -> Upload | None:
+    """Send a file under one order for all of it; None when it broke on the way."""
+    upload = client.upload(sha256, size, plan=plan)
+    if upload.state != "open":
+        return upload
+    try:
+        _, failure = _send_orders(path, upload.orders, (sha256,), size, _Counter(size, progress))
+    except Refused as error:
+        if error.status == 413:  # a proxy on the way takes no body as large
+            return None
+        raise
+    return client.upload_complete(upload.id) if failure is None else None
 
 
 def _part_size(number: int, size: int) -> int:

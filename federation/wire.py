@@ -147,7 +147,8 @@ class StatementPage(Wire):
 class UploadRequest(Wire):
     sha256: Digest
     size: int = Field(ge=0)
-    parts: list[Digest] | None = None  # digests of the 32 MiB parts, exactly when size > 32 MiB
+    # Digests of the 32 MiB parts. Without them all of it goes in one request: at most 5 GiB.
+    parts: list[Digest] | None = None
     plan: Digest | None = None  # an update or an aggregate of this plan's run
 
 
@@ -183,7 +184,6 @@ class StoredFile(Wire):
 
     sha256: Digest
     size: int = Field(ge=1)
-    parts: list[Digest] | None = None
 
 
 # --- models, datasets ---------------------------------------------------------------------------------------
@@ -420,7 +420,6 @@ class RoundReport(Wire):
     input: Digest
     aggregate: Digest
     size: int
-    parts: list[Digest] | None = None
     receipts: list[Digest] = Field(min_length=1)  # in the order folded in
     seconds: float
     sites: dict[str, dict[str, float | int | str]]

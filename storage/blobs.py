@@ -27,6 +27,7 @@ from storage.order_signing import OrderSigner
 
 CHUNK_BYTES = 1 << 20
 MAX_KEY_BYTES = 1000
+ORDER_BYTES = 5 << 30  # the most that one order carries: S3 servers take no more in one request
 ORDER_S = 900  # seconds that an upload order lives: S3's own rule for a signed header
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")

@@ -68,10 +68,8 @@ class ScriptedSite:
         """The reply for an update file."""
         client = LocalClient(self.hub, f"{self.name}.example")
         upload = send_file(client, path, plan=message.plan)
-        sha256, size, parts = hash_file(path)
-        update = UpdateReference(
-            sha256=sha256, size=size, parts=None if parts is None else list(parts), upload=upload.id
-        )
+        sha256, size, _ = hash_file(path)
+        update = UpdateReference(sha256=sha256, size=size, upload=upload.id)
         return OrderReply(
             dataset=self.dataset,
             update=update,

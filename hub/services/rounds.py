@@ -22,7 +22,7 @@ from hub.errors import bad_field, conflict, not_found
 from hub.services import events, plans, runs, statements, uploads
 from hub.services.events import Kind
 from hub.services.plans import Answer
-from hub.tables import AttemptRow, BlobRow, PlanRow, RoundRow, RunRow, SiteRow, StatementRow, UploadRow
+from hub.tables import AttemptRow, PlanRow, RoundRow, RunRow, SiteRow, StatementRow, UploadRow
 from storage.encoding import b64, format_time, is_digest, parse_time
 from storage.evidence import Entry
 from storage.training_record import NEEDED_ACTION
@@ -254,7 +254,7 @@ def report(hub: Hub, actor: Actor, plan_id: str, told: wire.RoundReport) -> wire
     """
     _check_coordinator(actor, plan_id)
     _check_figures(told)
-    made = wire.StoredFile(sha256=told.aggregate, size=told.size, parts=told.parts)
+    made = wire.StoredFile(sha256=told.aggregate, size=told.size)
     _check_stored(hub, plan_id, "aggregate", made)
     for slot, file in told.state.items():
         _check_stored(hub, plan_id, f"state {slot!r}", file)
@@ -319,10 +319,6 @@ def _check_stored(hub: Hub, plan_id: str, what: str, file: wire.StoredFile) -> N
             f"{what} {file.sha256} of {file.size} bytes is not in the store: its upload is {state}",
             "Upload it for this plan and complete the upload, then report again.",
         )
-    with hub.database.session_scope(write=False) as session:
-        blob = session.get(BlobRow, file.sha256)
-    if blob is None or (file.parts or None) != (blob.parts or None):
-        raise bad_field("parts", f"of the {what} are not those of the upload")
 
 
 def _same(session: Session, known: RoundRow, told: wire.RoundReport) -> wire.StatementRecord:
@@ -377,7 +373,6 @@ def _close(
         input=told.input,
         aggregate=told.aggregate,
         size=told.size,
-        parts=told.parts,
         seconds=told.seconds,
         receipts=told.receipts,
         sites=told.sites,

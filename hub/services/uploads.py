@@ -24,7 +24,7 @@ from hub.services.keeping import COORDINATOR, hold_blob, needed
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
 from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
-from storage.blobs import Order
+from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
 
@@ -92,11 +92,14 @@ def _check_announced(hub: Hub, request: UploadRequest) -> None:
         raise Refused(
             "E_LIMIT", f"size: at most {limit} bytes, found {request.size}", status=413, field="size"
         )
-    expected = -(-request.size // PART_BYTES) if request.size > PART_BYTES else None
-    found = None if request.parts is None else len(request.parts)
-    if found != expected:
-        wanted = "no parts" if expected is None else f"{expected} digests of parts of 32 MiB"
-        raise bad_field("parts", f"a file of {request.size} bytes has {wanted}, found {found or 'none'}")
+    if request.parts is None:
+        if request.size > ORDER_BYTES:
+            raise bad_field("parts", f"more than {ORDER_BYTES} bytes go in parts of 32 MiB, found none")
+        return
+    expected = -(-request.size // PART_BYTES) if request.size > PART_BYTES else 0
+    if len(request.parts) != expected:
+        wanted = f"{expected} digests of parts of 32 MiB" if expected else "no parts"
+        raise bad_field("parts", f"a file of {request.size} bytes has {wanted}, found {len(request.parts)}")
 
 
 def _check_may_upload(session: Session, actor: Actor, request: UploadRequest) -> None:

@@ -130,6 +130,27 @@ def test_repeat_after_a_crash_sends_only_what_is_missing(hub: StoreHub, tmp_path
     assert hub.store.get(hub.key) == LARGE
 
 
+def test_file_whose_digest_is_known_goes_whole_and_is_stored_without_another_reading(
+    hub: StoreHub, tmp_path: Path
+) -> None:
+    known = (sha(LARGE), len(LARGE))
+    assert send_file(hub, file_of(tmp_path, LARGE), known=known).state == "stored"
+    assert hub.given == [[0]] and hub.announced == (*known, None)
+    assert hub.store.get(hub.key) == LARGE
+
+
+@pytest.mark.parametrize("status", [413, 503])
+def test_file_that_cannot_go_whole_goes_in_parts(hub: StoreHub, tmp_path: Path, status: int) -> None:
+    with OddServer(lambda path, asked, n: (status, {}, b"")) as server:
+        hub.spoil = lambda number, order: (
+            order if number else Order("PUT", f"{server.url}/k", order.headers, order.expires)
+        )
+        known = (sha(LARGE), len(LARGE))
+        assert send_file(hub, file_of(tmp_path, LARGE), known=known).state == "stored"
+    assert hub.given == [[0], [1, 2, 3, 4]]
+    assert hub.store.get(hub.key) == LARGE
+
+
 def test_file_that_changes_while_it_is_sent_is_not_stored(hub: StoreHub, tmp_path: Path) -> None:
     path = file_of(tmp_path, LARGE)
 

@@ -14,7 +14,7 @@ from federation.transfer import send_file
 from hub.background import Housekeeper
 from hub.services import uploads
 from hub.tables import BlobRow, UploadRow
-from storage.blobs import FolderStore
+from storage.blobs import ORDER_BYTES, FolderStore
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
@@ -214,7 +214,7 @@ def test_large_file_goes_up_with_the_products_own_client(alliance: AllianceInPro
     ("size", "parts"),
     [
         (10, ["0" * 64]),
-        (PART_BYTES + 1, None),
+        (ORDER_BYTES + 1, None),
         (PART_BYTES + 1, ["0" * 64]),
         (PART_BYTES + 1, ["0" * 64] * 3),
     ],

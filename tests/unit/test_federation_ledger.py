@@ -33,7 +33,6 @@ def answer(number: int = 1, **changes: object) -> Answer:
         done_at=1_000 + number,
         update_sha256="f" * 64,
         update_size=7,
-        update_parts=("1" * 64, "2" * 64),
         examples=30,
         metrics={"loss": 0.5, "n": 3},
         epsilon=None,
@@ -110,7 +109,7 @@ def test_what_was_spent_counts_rounds_and_not_evaluations(ledger: SiteLedger) ->
     for number in (1, 2):
         ledger.keep_order(order(number))
         ledger.save_answer(answer(number, epsilon=f"{number * 5}", delta="0.1"))
-    ledger.save_answer(answer(2, action="evaluate", update_sha256=None, update_size=None, update_parts=None))
+    ledger.save_answer(answer(2, action="evaluate", update_sha256=None, update_size=None))
     (spent,) = ledger.spent()
     assert (spent.rounds, spent.evaluations, spent.examples, spent.epsilon) == (2, 1, 60, "10")
 

@@ -74,24 +74,7 @@ def test_what_is_written_is_read_back_with_types_shapes_and_metadata(tmp_path: P
 def test_the_digest_is_of_the_bytes_on_disk(tmp_path: Path) -> None:
     digest = write_tensors(tmp_path / "w", ARRAYS)
     data = (tmp_path / "w").read_bytes()
-    assert (digest.sha256, digest.size, digest.parts) == (hashlib.sha256(data).hexdigest(), len(data), None)
-
-
-def test_a_file_above_the_part_size_has_the_digest_of_each_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tensors, "PART_BYTES", 128)
-    for count in (50, 32, 24):  # 24 floats and a header of 96 bytes are exactly 1.5 parts
-        digest = write_tensors(tmp_path / "w", {"w": np.arange(count, dtype=np.float32)})
-        data = (tmp_path / "w").read_bytes()
-        pieces = [data[i : i + 128] for i in range(0, len(data), 128)]
-        assert digest.parts == tuple(hashlib.sha256(piece).hexdigest() for piece in pieces)
-
-
-def test_a_file_of_exactly_one_part_has_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = write_tensors(tmp_path / "w", {"w": np.arange(8, dtype=np.float32)}).size
-    monkeypatch.setattr(tensors, "PART_BYTES", size)
-    assert write_tensors(tmp_path / "w", {"w": np.arange(8, dtype=np.float32)}).parts is None
+    assert (digest.sha256, digest.size) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
 def test_bfloat16_is_widened_when_read_and_rounded_to_even_when_written(tmp_path: Path) -> None:
