@@ -145,7 +145,8 @@ def write_update(path: Path, changes: Mapping[str, Array], layout: Layout, feedb
     """Write an update in the form of its plan, and what it leaves out as the next residual.
 
     Args:
-        changes: by tensor: a float's change, any other tensor's whole value, in the tensor's own type.
+        changes: by tensor: a float's change, any other tensor's whole value, in the tensor's own type; one
+            is asked for at a time, so that they need not all be in memory.
         layout: of the weights. feedback: ``before`` is read, ``after`` written, both before this returns.
     Raises:
         Rejected: ``E_RESIDUAL``: the residual is not of these weights.
@@ -155,7 +156,7 @@ def write_update(path: Path, changes: Mapping[str, Array], layout: Layout, feedb
         tuple(TensorSpec(spec.name, "F64" if spec.dtype == "F64" else "F32", spec.shape) for spec in kept)
     )
     wire = wire_layout(layout, feedback.compression)
-    sent = dict(changes)
+    narrowed: dict[str, Array] = {}
     with ExitStack() as stack:
         old = None if feedback.before is None else stack.enter_context(_open_residual(feedback.before, rests))
         new = None if feedback.after is None else stack.enter_context(TensorWriter(feedback.after, rests))
@@ -164,14 +165,15 @@ def write_update(path: Path, changes: Mapping[str, Array], layout: Layout, feedb
             if old is not None:
                 wide += old.read(spec.name)
             parts, meant = _encode(wide, spec.name, _NARROW[feedback.compression])
-            sent |= parts
+            narrowed |= parts
             if new is not None:
                 new.write(wide - meant)
         if new is not None:
             new.finish()
         writer = stack.enter_context(TensorWriter(path, wire))
         for spec in wire.tensors:
-            writer.write(sent[spec.name].reshape(-1))
+            values = narrowed[spec.name] if spec.name in narrowed else changes[spec.name]
+            writer.write(values.reshape(-1))
         return writer.finish()
 
 

@@ -35,6 +35,7 @@ MAX_TENSORS = 65_536
 MAX_NAME = 512  # characters
 MAX_DIMENSIONS = 8
 PIECE = 1 << 20  # elements handed out at a time
+_STEP_BYTES = 1 << 18  # written and hashed at a time
 
 # bfloat16 has no numpy type: its bits travel as uint16 and are widened to float32 to compute.
 _NUMPY: dict[str, np.dtype[Any]] = {
@@ -283,13 +284,14 @@ class TensorWriter:
         return FileDigest(self._hash.hexdigest(), self.size)
 
     def _put(self, data: memoryview) -> None:
-        view = data
-        while view:
-            try:
-                view = view[self._file.write(view) :]
-            except OSError as error:
-                raise _unwritable(self.path, error) from error
-        self._hash.update(data)
+        for start in range(0, len(data), _STEP_BYTES):  # hashed while it is in the processor's cache
+            view = step = data[start : start + _STEP_BYTES]
+            self._hash.update(step)
+            while view:
+                try:
+                    view = view[self._file.write(view) :]
+                except OSError as error:
+                    raise _unwritable(self.path, error) from error
         self._written += len(data)
 
     def __enter__(self) -> "TensorWriter":

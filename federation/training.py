@@ -10,7 +10,7 @@ Letters: N rows, F features, C classes.
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -109,14 +109,12 @@ def train(
     from federation.recipes.loop import fit, measure, repeatable
 
     with repeatable(round_seed(seed, round_number, site)) as generator:
-        model = module.build(parameters)
-        load_weights(model, input_weights)
+        model = _trained(module, parameters, input_weights)
         features, labels = _tensors(module, parameters, rows)
-        before = _arrays(model)
         right, input_loss = measure(model, features, labels)
         loss = fit(model, features, labels, parameters, parameters["epochs"], generator)
-        changes = _changes(before, _arrays(model), layout_of_model(model))
-        digest = write_update(out, changes, layout_of_model(model), feedback or Feedback())
+        with TensorFile(input_weights, expect=layout_of_model(model)) as before:
+            digest = write_update(out, _Changes(before, model), before.layout, feedback or Feedback())
     metrics = {"loss": loss, "input_accuracy": right / len(rows), "input_loss": input_loss}
     return TrainResult(len(rows), metrics, digest.sha256, digest.size)
 
@@ -145,9 +143,7 @@ def train_alone(
     from federation.recipes.loop import fit, measure, repeatable
 
     with repeatable(round_seed(seed, 0, "")) as generator:
-        model = module.build(parameters)
-        if start is not None:
-            load_weights(model, start)
+        model = module.build(parameters) if start is None else _trained(module, parameters, start)
         features, labels = _tensors(module, parameters, rows)
         right, input_loss = measure(model, features, labels)
         loss = fit(model, features, labels, parameters, epochs or parameters["epochs"], generator)
@@ -195,8 +191,7 @@ def evaluate(
     from federation.recipes.loop import measure, repeatable
 
     with repeatable(0):
-        model = module.build(parameters)
-        load_weights(model, weights)
+        model = _trained(module, parameters, weights)
         right, loss = measure(model, *_tensors(module, parameters, rows))
     frequent = int(np.bincount(seen.labels).argmax())
     majority = int((rows.labels == frequent).sum())
@@ -226,8 +221,7 @@ def predict(model: Path, rows: Array, *, weights: Path | None = None) -> Predict
     from federation.recipes.loop import answer, repeatable
 
     with repeatable(0):
-        network = module.build(parameters)
-        load_weights(network, weights or model / WEIGHTS_FILE)
+        network = _trained(module, parameters, weights or model / WEIGHTS_FILE)
         scores = answer(network, module.inputs(parameters, features))
         probabilities = scores.softmax(1).numpy()
     return Prediction(probabilities.argmax(1).astype(np.int64), probabilities)
@@ -263,17 +257,20 @@ def layout_of_model(model: "nn.Module") -> Layout:
     )
 
 
-def load_weights(model: "nn.Module", path: Path) -> None:
-    """Fill a model from a file that has exactly its tensors.
+def _trained(module: RecipeModule, parameters: Mapping[str, Any], path: Path) -> "nn.Module":
+    """A recipe's model with the weights of a file, in memory once: fresh ones are never made.
 
     Raises:
         Rejected: ``E_LAYOUT``, ``E_TENSORS``. Unchecked: ``E_TENSORS_MISSING``.
     """
     import torch
 
+    with torch.device("meta"):
+        model = module.build(parameters)
     with TensorFile(path, expect=layout_of_model(model)) as file:
         state = {spec.name: torch.from_numpy(file.array(spec.name)) for spec in file.layout.tensors}
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 def save_weights(model: "nn.Module", path: Path) -> FileDigest:
@@ -282,7 +279,7 @@ def save_weights(model: "nn.Module", path: Path) -> FileDigest:
     Raises:
         Rejected: ``E_NOT_FINITE``: training diverged.
     """
-    arrays = _arrays(model)
+    arrays = _state(model)
     with TensorWriter(path, layout_of_model(model)) as writer:
         for spec in layout_of_model(model).tensors:
             _check_finite(spec, arrays[spec.name])
@@ -290,14 +287,28 @@ def save_weights(model: "nn.Module", path: Path) -> FileDigest:
         return writer.finish()
 
 
-def _changes(before: dict[str, Array], after: dict[str, Array], layout: Layout) -> dict[str, Array]:
-    """What each float tensor moved by; other tensors whole."""
-    changes = {}
-    for spec in layout.tensors:
-        change = after[spec.name] - before[spec.name] if spec.is_float else after[spec.name]
+class _Changes(Mapping[str, Array]):
+    """What each float tensor moved by since ``before``; other tensors whole. Made when asked for."""
+
+    def __init__(self, before: TensorFile, model: "nn.Module") -> None:
+        self._before = before
+        self._after = _state(model)
+        self._specs = {spec.name: spec for spec in before.layout.tensors}
+
+    def __getitem__(self, name: str) -> Array:
+        spec, after = self._specs[name], self._after[name]
+        if not spec.is_float:
+            return after
+        change = self._before.array(name)
+        np.subtract(after, change, out=change)
         _check_finite(spec, change)
-        changes[spec.name] = change
-    return changes
+        return change
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 def _check_finite(spec: TensorSpec, values: Array) -> None:
@@ -333,9 +344,9 @@ def _tensors(module: RecipeModule, parameters: Mapping[str, Any], rows: Rows) ->
     return module.inputs(parameters, rows.features), torch.from_numpy(rows.labels)
 
 
-def _arrays(model: "nn.Module") -> dict[str, Array]:
-    """Copies of a model's state."""
-    return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+def _state(model: "nn.Module") -> dict[str, Array]:
+    """A model's state, not copied: it changes with the model."""
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
 
 
 def _dtype(tensor: "Tensor") -> str:

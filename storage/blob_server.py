@@ -3,7 +3,8 @@
 It follows the rules that an S3 server follows for signed requests, so that the hub's clients need not know
 which store stands behind: a PUT is visible only when every byte has come and has the digest that was
 signed; otherwise the answer is 400 (other bytes), 403 (signature, expiry), 404 (unknown object or upload)
-or 412 (exists, where ``If-None-Match: *`` asks). It knows no accounts, lists nothing and deletes nothing: the
+or 412 (exists, where ``If-None-Match: *`` asks). Objects go to the disk a few seconds after they have come,
+or when the hub asks (``FolderStore.sync``): most updates of a run are gone by then. It knows no accounts, lists nothing and deletes nothing: the
 hub does those through ``FolderStore`` on the same folder.
 
 Run as a process of its own: ``python -m storage.blob_server --root DIR``. It prints one JSON line once it
@@ -16,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import re
 import signal
 import socket
@@ -29,12 +31,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret, sync_file
+from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret
 from storage.errors import FedhubError, Refused, Unchecked
 from storage.http1 import Connection, Request
 from storage.order_signing import OrderSigner
 
 MAX_CONNECTIONS = 256
+SYNC_AFTER_S = 5.0  # an object is brought to the disk that long after it has come, unless it is gone by then
 STALE_S = 3600  # unfinished files older than this are left over from a crash
 PARENT_CHECK_S = 0.5
 
@@ -64,6 +67,7 @@ class BlobServer(socketserver.ThreadingTCPServer):
     ) -> None:
         self.store = FolderStore(root, "", secret)
         self.signer = OrderSigner(secret)
+        self.later = LaterSync(self.store)
         self.clock = clock
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.store.sweep(time.time() - STALE_S)
@@ -90,6 +94,29 @@ class BlobServer(socketserver.ThreadingTCPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
+
+
+class LaterSync:
+    """Brings objects to the disk in a thread of its own, some time after they have come."""
+
+    def __init__(self, store: FolderStore) -> None:
+        self._store = store
+        self._waiting: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="sync", daemon=True).start()
+
+    def add(self, key: str) -> None:
+        self._waiting.put((time.monotonic() + SYNC_AFTER_S, key))
+
+    def _run(self) -> None:
+        while True:
+            due, key = self._waiting.get()
+            time.sleep(max(0.0, due - time.monotonic()))
+            try:
+                self._store.sync(key)
+            except Unchecked:  # deleted meanwhile
+                continue
+            except OSError as error:
+                print(f"blob server: {key} could not be brought to the disk: {error}", file=sys.stderr)
 
 
 class Visit(socketserver.BaseRequestHandler):
@@ -169,12 +196,11 @@ class Visit(socketserver.BaseRequestHandler):
                         f"the bytes sent for {key} do not have the digest that was signed",
                         status=400,
                     )
-                if folder is None:  # a part is read and checked once more when the upload is joined
-                    sync_file(stream)
             if folder is not None:
                 store.install_part(incoming, folder, place.number, sha256)
             else:
                 self._install(incoming, key, create_only=create_only)
+                self.server.later.add(key)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -94,6 +94,9 @@ class BlobStore(Protocol):
     def unfinished(self) -> Iterator[tuple[str, str, float]]:
         """Key, id and beginning (seconds since 1970) of each upload of parts neither joined nor dropped."""
 
+    def sync(self, key: str) -> None:
+        """Return once an object that an order has brought would outlive a power cut."""
+
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         """URL that reads this object, without any other credential, for ``expires_s`` seconds."""
 
@@ -188,7 +191,7 @@ class FolderStore:
         return self._incoming / secrets.token_hex(16)
 
     def install(self, incoming: Path, path: Path, *, create_only: bool = False) -> None:
-        """Make a finished, synced file visible at its final path, durably and in one step."""
+        """Make a finished file visible at its final path, in one step; its name is then on the disk."""
         _make_folder(path.parent)
         if create_only:
             try:
@@ -251,6 +254,10 @@ class FolderStore:
             base = Path(where).relative_to(self._root)
             keys += [(base / name).as_posix() for name in files if not name.startswith(".")]
         yield from sorted(key for key in keys if key.startswith(prefix))
+
+    def sync(self, key: str) -> None:
+        with self.open(key) as stream:
+            sync_file(stream)
 
     def order(self, key: str, sha256: str, size: int) -> Order:
         return self._order(check_key(key), "", sha256, size)
@@ -458,6 +465,9 @@ class MemoryStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         yield from sorted(key for key in self.objects if key.startswith(prefix))
+
+    def sync(self, key: str) -> None:
+        self.get(key)  # nothing in memory outlives a power cut; a missing key is the same error
 
     def order(self, key: str, sha256: str, size: int) -> Order:
         return self._order(check_key(key), "", sha256, size)

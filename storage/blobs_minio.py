@@ -117,6 +117,10 @@ class MinioStore:
             for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
                 yield item.object_name
 
+    def sync(self, key: str) -> None:
+        if self.size(key) is None:  # an S3 server has answered the PUT, so it is durable already
+            raise no_blob(key)
+
     # --- orders --------------------------------------------------------------------------------------
 
     def order(self, key: str, sha256: str, size: int) -> Order:

@@ -80,6 +80,7 @@ def fit(
                 loss = loss + mu / 2 * distance
             loss.backward()  # type: ignore[no-untyped-call]
             step()
+    model.zero_grad()  # gives the gradients' memory back
     return total / len(labels)
 
 

@@ -293,7 +293,15 @@ def _incomplete(row: UploadRow, found: str) -> Refused:
 
 
 def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
-    """Make checked bytes a blob, or drop them where the same blob is there already."""
+    """Make checked bytes a blob, or drop them where the same blob is there already.
+
+    What will be kept is on the disk before anybody hears that it is stored. A run's files can be made again,
+    so the store may take its time with them.
+    """
+    with hub.database.session_scope(write=False) as session:
+        row = session.get(UploadRow, upload_id)
+    if row is not None and row.plan is None and row.state != "stored":
+        hub.store.sync(row.key)
     spare = None
     with hub.database.session_scope() as session:
         row = session.get(UploadRow, upload_id, with_for_update=True)

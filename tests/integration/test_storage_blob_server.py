@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import storage.blob_server
+import storage.blobs
 import storage.http1
 from storage.blob_server import BlobServer, main
 from storage.blobs import FolderStore, Order, store_secret
@@ -205,15 +207,34 @@ def test_more_connections_than_places_are_closed_at_once(
 def test_full_disk_is_said_and_leaves_nothing(
     server: BlobServer, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(stream: object) -> None:
+    def full(connection: object, stream: object, size: int) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.blob_server, "sync_file", full)
+    monkeypatch.setattr(storage.blob_server, "_receive", full)
     answer = talk(server, head_of(store.order("a", SHA, len(DATA)), len(DATA)), DATA)
     assert answer.startswith(b"HTTP/1.1 507")
     assert b"E_DISK_FULL" in answer
     assert store.size("a") is None
     assert not list((store.path("x").parent / ".incoming").iterdir())
+
+
+def test_object_is_on_the_disk_some_time_after_it_has_come_unless_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(storage.blob_server, "SYNC_AFTER_S", 0.3)
+    monkeypatch.setattr(storage.blobs, "sync_file", lambda stream: synced.put(Path(stream.name).name))
+    with BlobServer(tmp_path, "127.0.0.1", 0, SECRET) as server:
+        store = FolderStore(tmp_path, server.url, SECRET)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        for key in ("gone", "kept"):
+            talk(server, head_of(store.order(key, SHA, len(DATA)), len(DATA), "Connection: close\r\n") + DATA)
+        assert synced.empty()
+        store.delete("gone")
+        assert synced.get(timeout=10) == "kept"
+        server.shutdown()
+        thread.join()
 
 
 def test_file_left_by_a_crash_is_swept_at_the_next_start_and_a_fresh_one_is_not(tmp_path: Path) -> None:
