@@ -7,7 +7,9 @@ rows are locked with ``with_for_update()``.
 
 import fcntl
 import hashlib
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +21,13 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
 from sqlmodel import Session
 
 from storage.errors import Unchecked
 
-READS = "fedhub_reads"
+READS, GLANCES = "fedhub_reads", "fedhub_glances"
+PING_AFTER_S = 1.0  # a connection that rested longer is asked whether it still lives before it is used
 
 
 class Database:
@@ -60,10 +63,15 @@ class Database:
         except NoSuchModuleError as error:
             raise Unchecked("E_SETTING", f"FEDHUB_DATABASE_URL: {error}") from error
         self._reader = self.engine.execution_options(**{READS: True})
+        self._glancer = self.engine.execution_options(**{GLANCES: True})
+        if not self.is_sqlite:
+            self._glancer = self._glancer.execution_options(isolation_level="AUTOCOMMIT")
 
     def _make_engine(self, pool: int) -> Engine:
         if not self.is_sqlite:
-            return create_engine(self._url, pool_size=pool, max_overflow=0, pool_pre_ping=True)
+            engine = create_engine(self._url, pool_size=pool, max_overflow=0)
+            _ping_rested(engine)
+            return engine
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(
@@ -97,6 +105,19 @@ class Database:
         except BaseException:
             session.rollback()
             raise
+        finally:
+            session.close()
+
+    @contextmanager
+    def glance(self) -> Iterator[Session]:
+        """A session for a few reads, each of what is committed at its moment; no transaction is begun.
+
+        On PostgreSQL reads of one transaction are of different moments too (read committed): what is spared
+        is two more questions to the server.
+        """
+        session = Session(self._glancer, expire_on_commit=False)
+        try:
+            yield session
         finally:
             session.close()
 
@@ -176,5 +197,25 @@ def _number(name: str) -> int:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    reads = connection.get_execution_options().get(READS, False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get(GLANCES, False):
+        connection.exec_driver_sql("BEGIN" if options.get(READS, False) else "BEGIN IMMEDIATE")
+
+
+def _ping_rested(engine: Engine) -> None:
+    """Like SQLAlchemy's ``pool_pre_ping``, but only for connections that were not in use a moment ago."""
+
+    def note(_connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    def ping(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", math.inf) < PING_AFTER_S:
+            return
+        dialect: Any = engine.dialect
+        try:
+            dialect.do_ping(connection)
+        except dialect.dbapi.Error as error:
+            raise InvalidatePoolError from error  # the others are as old: a fresh one is made
+
+    event.listen(engine, "checkin", note)
+    event.listen(engine, "checkout", ping)

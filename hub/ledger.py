@@ -113,12 +113,18 @@ class Ledger:
     # --- evidence -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def evidence(self, session: Session) -> Iterator[Evidence]:
-        """All that the log says, as this transaction sees it; other threads wait meanwhile."""
+    def evidence(self, session: Session, *, rows: int | None = None) -> Iterator[Evidence]:
+        """All that the log says, as this transaction sees it; other threads wait meanwhile.
+
+        Args:
+            rows: how many statements the caller has just read that the log has, in a session that adds none;
+                then nothing is asked of the database when they are known here.
+        """
         own: list[Entry] = session.info.get(OWN, [])
         session.connection()  # the database's lock first: who holds it may be waiting for ours
         with self._lock:
-            self._catch_up(session, own[0].index if own else None)
+            if own or rows is None or rows > self._seen:
+                self._catch_up(session, own[0].index if own else None)
             if not own:
                 yield self._evidence
                 return

@@ -75,8 +75,10 @@ def run_hub(settings: Settings, *, ready: Callable[[Hub], None] | None = None) -
         ]
         background = start_supervisor(hub)
         try:
-            with _stopping(servers):
-                asyncio.run(_serve(servers, [api, downloads], None if ready is None else lambda: ready(hub)))
+            told = None if ready is None else lambda: ready(hub)
+            loop = servers[0].config.get_loop_factory()  # uvloop where it is installed
+            with _stopping(servers), asyncio.Runner(loop_factory=loop) as runner:
+                runner.run(_serve(servers, [api, downloads], told))
         finally:
             background.stop()
     finally:

@@ -1,23 +1,25 @@
 """What routes ask for: the hub, a session that reads or writes, and who is calling.
 
 A session is one transaction. It is committed when the route function has returned and before the answer is
-sent, so an answer is never ahead of what it says.
+sent, so an answer is never ahead of what it says. The few routes that are asked most take ``HubHere`` alone
+and open a session themselves (``Database.glance``): each sync dependency would be one more change of threads.
 """
 
 from collections.abc import Iterator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlmodel import Session
 
-from hub.access import Actor
+from hub.access import ANONYMOUS, Actor
 from hub.context import Hub
 from hub.services.identity import actor_of
 from storage.errors import Refused
 
 
-def hub_of(request: Request) -> Hub:
-    """The hub that this app serves."""
+async def hub_of(request: Request) -> Hub:
+    """The hub that this app serves; async, so that no thread is asked for it."""
     return cast(Hub, request.app.state.hub)
 
 
@@ -40,12 +42,20 @@ ReadSession = Annotated[Session, Depends(reading, scope="function")]
 WriteSession = Annotated[Session, Depends(writing, scope="function")]
 
 
-def current_actor(request: Request, hub: HubHere) -> Actor:
+async def current_actor(request: Request, hub: HubHere) -> Actor:
     """Who is calling; nobody known without an ``Authorization`` header, refused with a bad one."""
     known: Actor | None = getattr(request.state, "actor", None)
     if known is None:
-        known = actor_of(hub, request.headers.get("authorization"))
+        header = request.headers.get("authorization")
+        known = ANONYMOUS if header is None else await run_in_threadpool(actor_of, hub, header)
         request.state.actor = known
+    return known
+
+
+def actor_at_once(request: Request, hub: Hub, session: Session) -> Actor:
+    """As ``current_actor``, for routes that do all they do in one thread and one session."""
+    known = actor_of(hub, request.headers.get("authorization"), session)
+    request.state.actor = known
     return known
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
 from hub.api.paging import Cursor, link_next
 from hub.api.problems import responses
 from hub.services import registry, releases
@@ -39,10 +39,13 @@ def search(
     return found
 
 
-@router.get("/models/{institution}/{name}", responses=responses(404))
-def model(hub: HubHere, session: ReadSession, actor: CurrentActor, institution: str, name: str) -> wire.Model:
+@router.get("/models/{institution}/{name}", response_model=wire.Model, responses=responses(404))
+def model(hub: HubHere, request: Request, institution: str, name: str) -> Response:
     """One model with its versions."""
-    return registry.show(hub, session, actor, f"{institution}/{name}")
+    with hub.database.glance() as session:
+        actor = actor_at_once(request, hub, session)
+        said = registry.show_json(hub, session, actor, f"{institution}/{name}")
+    return Response(said, media_type="application/json")
 
 
 @router.put("/models/{institution}/{name}/visibility", responses=responses(404))

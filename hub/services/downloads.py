@@ -16,6 +16,7 @@ from sqlmodel import Session, select
 from hub.access import ANONYMOUS, Actor
 from hub.context import Hub
 from hub.errors import not_found
+from hub.services.commits import Commit
 from hub.services.repo_files import RepoFile
 from hub.services.revisions import Kind, Repo, load, readable
 from hub.tables import BlobRow, InstitutionRow, PersonalTokenRow, RevisionRow, VersionFileRow
@@ -41,7 +42,7 @@ class Bearer:
         return cls(actor, sha256_hex(token.encode()) if token.startswith(PERSONAL) else "")
 
 
-def address(hub: Hub, bearer: Bearer, repo: Repo, row: RevisionRow, file: RepoFile) -> str:
+def address(hub: Hub, bearer: Bearer, repo: Repo, row: Commit, file: RepoFile) -> str:
     """Where the bearer may read a file's bytes, whole or by ranges, as long as it would be allowed."""
     life_s = min(LEAST_S + file.size // hub.settings.slow_link_bytes, MOST_S)
     claims = {

@@ -10,13 +10,15 @@ import binascii
 import hmac
 import secrets
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from typing import Any, Literal, cast
 
 import jwt
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete
+from sqlalchemy import select as rows_of
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, col, select
+from sqlmodel import Session, SQLModel, col, select
 
 from federation import wire
 from hub.access import ANONYMOUS, COORDINATOR, Actor, KeyRole, Thing, decide
@@ -31,6 +33,15 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 TOKEN_LIMIT = 4096  # characters
 USED_EVERY_S = 60  # how exactly the last use of a personal token is kept
 DAY_S = 86_400
+
+_tokens, _members = SQLModel.metadata.tables["personal_token"], SQLModel.metadata.tables["institution"]
+# Who is behind a personal token, and whether both are still good: asked with every request.
+BEARER = (
+    rows_of(_tokens, _members.c.state, _members.c.role)
+    .outerjoin_from(_tokens, _members, _members.c.name == _tokens.c.institution)
+    .where(_tokens.c.digest == bindparam("digest"))
+)
+MEMBER = rows_of(_members.c.state, _members.c.role).where(_members.c.name == bindparam("name"))
 
 
 @dataclass(frozen=True)
@@ -161,9 +172,13 @@ def _audience(hub: Hub) -> str:
 # --- who a token is -------------------------------------------------------------------------------------
 
 
-def actor_of(hub: Hub, authorization: str | None) -> Actor:
+def actor_of(hub: Hub, authorization: str | None, session: Session | None = None) -> Actor:
     """The actor that an ``Authorization`` header names; none: ``ANONYMOUS``.
 
+    A token is looked up each time, in one statement: one that was revoked a moment ago is refused.
+
+    Args:
+        session: one to read with; by default one is opened.
     Raises:
         Refused: ``E_TOKEN`` (401) when a header is there and is not good.
     """
@@ -175,12 +190,14 @@ def actor_of(hub: Hub, authorization: str | None) -> Actor:
         raise _bad_token("not a bearer token")
     if hmac.compare_digest(token, hub.keys.coordinator_token):
         return COORDINATOR
-    if token.startswith(PERSONAL_PREFIX):
-        return _personal_actor(hub, token)
-    return _access_actor(hub, token)
+    find = _personal_actor if token.startswith(PERSONAL_PREFIX) else _access_actor
+    if session is not None:
+        return find(hub, session, token)
+    with hub.database.glance() as own:
+        return find(hub, own, token)
 
 
-def _access_actor(hub: Hub, token: str) -> Actor:
+def _access_actor(hub: Hub, session: Session, token: str) -> Actor:
     head = token.partition(".")[0]
     try:
         # Our own header, byte for byte: nothing of a stranger's is parsed before its signature is checked.
@@ -198,39 +215,44 @@ def _access_actor(hub: Hub, token: str) -> Actor:
         raise _bad_token("the access token is not one of this hub's") from error
     if claims["exp"] <= hub.ledger.now():
         raise _bad_token("the access token has expired")
-    with hub.database.session_scope(write=False) as session:
-        member = _approved(session, claims["sub"])
-        return Actor(member.name, member.role, "access", frozenset({"read", "write"}), claims["key_role"])
+    member = session.connection().execute(MEMBER, {"name": claims["sub"]}).first()
+    role = _approved_role(claims["sub"], member)
+    return Actor(claims["sub"], role, "access", frozenset({"read", "write"}), claims["key_role"])
 
 
-def _personal_actor(hub: Hub, token: str) -> Actor:
+def _personal_actor(hub: Hub, session: Session, token: str) -> Actor:
     now = hub.ledger.now()
-    with hub.database.session_scope(write=False) as session:
-        row = session.exec(select(PersonalTokenRow).where(PersonalTokenRow.digest == _digest(token))).first()
-        if row is None:
-            raise _bad_token("the personal token is not known")
-        if row.revoked_at is not None:
-            raise _bad_token(f"the personal token {row.name!r} was revoked")
-        if row.expires_at <= now:
-            raise _bad_token(f"the personal token {row.name!r} has expired")
-        member = _approved(session, row.institution)
-        actor = Actor(member.name, member.role, "personal", frozenset(row.scopes.split()))
+    row = session.connection().execute(BEARER, {"digest": _digest(token)}).first()
+    if row is None:
+        raise _bad_token("the personal token is not known")
+    if row.revoked_at is not None:
+        raise _bad_token(f"the personal token {row.name!r} was revoked")
+    if row.expires_at <= now:
+        raise _bad_token(f"the personal token {row.name!r} has expired")
+    actor = Actor(
+        row.institution, _approved_role(row.institution, row), "personal", frozenset(row.scopes.split())
+    )
     if row.last_used_at is None or row.last_used_at + USED_EVERY_S <= now:
-        with hub.database.session_scope() as session:
-            used = session.get(PersonalTokenRow, row.id)
-            if used is not None:
-                used.last_used_at = now
-                session.add(used)
+        _note_use(hub, session, row.id, now)
     return actor
 
 
-def _approved(session: Session, name: str) -> InstitutionRow:
-    member = session.get(InstitutionRow, name)
+def _note_use(hub: Hub, session: Session, token_id: str, now: int) -> None:
+    session.commit()  # gives our connection back before another one is taken
+    with hub.database.session_scope() as writer:
+        used = writer.get(PersonalTokenRow, token_id)
+        if used is not None:
+            used.last_used_at = now
+            writer.add(used)
+
+
+def _approved_role(name: str, member: Any) -> str:
     if member is None or member.state != "approved":
         raise _bad_token(f"{name} is not an approved member")
-    return member
+    return str(member.role)
 
 
+@cache
 def _own_header() -> str:
     # PyJWT writes its header as compact JSON with sorted members.
     return jwt.encode({}, b"x" * 32, algorithm="HS256").partition(".")[0]

@@ -61,13 +61,19 @@ class Use:
 
 
 def decide_use(
-    hub: Hub, session: Session, use: Use, institution: str | None, duo: Sequence[str] = ()
+    hub: Hub,
+    session: Session,
+    use: Use,
+    institution: str | None,
+    duo: Sequence[str] = (),
+    *,
+    log_rows: int | None = None,
 ) -> str | None:
     """As ``decide_pull``, for a version of any kind; ``institution`` None: somebody unknown."""
     if use.owner == institution:
         return None
     try:
-        with hub.ledger.evidence(session) as evidence:
+        with hub.ledger.evidence(session, rows=log_rows) as evidence:
             if use.visibility == "public":
                 valid_versions(evidence, use.asset_id)
                 return None

@@ -17,10 +17,16 @@ from storage.evidence import Entry
 from storage.links import approvals_of, release_of
 
 
-def released(hub: Hub, session: Session, rows: Iterable[VersionRow]) -> dict[tuple[str, int], Entry]:
-    """Of these versions, those with a standing release statement: (name, version) -> the statement."""
+def released(
+    hub: Hub, session: Session, rows: Iterable[VersionRow], *, log_rows: int | None = None
+) -> dict[tuple[str, int], Entry]:
+    """Of these versions, those with a standing release statement: (name, version) -> the statement.
+
+    Args:
+        log_rows: as ``Ledger.evidence`` takes it.
+    """
     found = {}
-    with hub.ledger.evidence(session) as evidence:
+    with hub.ledger.evidence(session, rows=log_rows) as evidence:
         for row in rows:
             asset = evidence.get(row.statement)
             release = None if asset is None else release_of(evidence, asset)

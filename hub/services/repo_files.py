@@ -16,8 +16,9 @@ from sqlmodel import Session, col, select
 
 from federation.stock_names import git_oid, is_large
 from hub.context import Hub
+from hub.services.commits import Commit
 from hub.services.revisions import Repo
-from hub.tables import BlobRow, GitBlobRow, RevisionRow, StatementRow, VersionFileRow
+from hub.tables import BlobRow, GitBlobRow, StatementRow, VersionFileRow
 from storage.encoding import sha256_hex
 from storage.errors import Unchecked, shown
 from storage.signing import open_envelope
@@ -28,6 +29,7 @@ SIGNATURE_FILE = "model.sig"
 PROOF_FOLDER = "fedhub"
 MANIFEST_FILE = f"{PROOF_FOLDER}/manifest.json"
 ASSET_FILE = f"{PROOF_FOLDER}/asset.sigstore.json"
+PROOFS = (SIGNATURE_FILE, ASSET_FILE, MANIFEST_FILE)
 PROOFS_KNOWN = 4096  # versions whose made files are remembered: they never change, and manifests may be long
 
 _known_proofs: dict[str, "tuple[RepoFile, ...]"] = {}  # by asset statement
@@ -63,14 +65,14 @@ def is_reserved(path: str) -> bool:
 # --- listing ----------------------------------------------------------------------------------------------
 
 
-def files_of(hub: Hub, session: Session, repo: Repo, row: RevisionRow) -> list[RepoFile]:
+def files_of(hub: Hub, session: Session, repo: Repo, row: Commit) -> list[RepoFile]:
     """All files of a commit, by path."""
     own = _own_rows(session, row)
     made = [file for file in _proofs(hub, session, repo, row) if file.path not in {one.name for one in own}]
     return sorted([*_described(hub, session, own), *made], key=lambda file: file.path)
 
 
-def file_at(hub: Hub, session: Session, repo: Repo, row: RevisionRow, path: str) -> RepoFile:
+def file_at(hub: Hub, session: Session, repo: Repo, row: Commit, path: str) -> RepoFile:
     """One file of a commit.
 
     Raises:
@@ -86,12 +88,12 @@ def file_at(hub: Hub, session: Session, repo: Repo, row: RevisionRow, path: str)
     raise no_entry(repo, row, path)
 
 
-def no_entry(repo: Repo, row: RevisionRow, path: str) -> Unchecked:
+def no_entry(repo: Repo, row: Commit, path: str) -> Unchecked:
     """The commit has no such file or folder."""
     return Unchecked("E_ENTRY", f"{repo.name} at {row.id[:12]} has no file {shown(path)}")
 
 
-def _own_rows(session: Session, row: RevisionRow) -> Sequence[VersionFileRow]:
+def _own_rows(session: Session, row: Commit) -> Sequence[VersionFileRow]:
     if row.asset_id is None:
         return []
     return session.exec(select(VersionFileRow).where(VersionFileRow.asset_id == row.asset_id)).all()
@@ -146,14 +148,20 @@ def remember_oids(hub: Hub, oids: dict[str, str]) -> None:
 # --- what proves a version --------------------------------------------------------------------------------
 
 
-def _proofs(hub: Hub, session: Session, repo: Repo, row: RevisionRow) -> list[RepoFile]:
+def proof_paths(repo: Repo, row: Commit) -> tuple[str, ...]:
+    """Names of the files that the hub makes for a commit."""
+    signed = repo.kind == "model" and row.statement is not None and row.asset_id is not None
+    return PROOFS if signed else ()
+
+
+def _proofs(hub: Hub, session: Session, repo: Repo, row: Commit) -> list[RepoFile]:
     if repo.kind != "model" or row.statement is None or row.asset_id is None:
         return []
     known = _known_proofs.get(row.statement)
     if known is None:
         known = tuple(
             RepoFile(path, sha256_hex(data), len(data), git_oid(data), large=False, made=True)
-            for path in (SIGNATURE_FILE, ASSET_FILE, MANIFEST_FILE)
+            for path in PROOFS
             for data in [proof(hub, session, path, row.statement, row.asset_id)]
         )
         while len(_known_proofs) >= PROOFS_KNOWN:
@@ -178,7 +186,7 @@ def proof(hub: Hub, session: Session, path: str, statement: str, asset_id: str) 
     return session.get_one(StatementRow, oms).bundle
 
 
-def content_of(hub: Hub, session: Session, row: RevisionRow, file: RepoFile) -> bytes:
+def content_of(hub: Hub, session: Session, row: Commit, file: RepoFile) -> bytes:
     """All bytes of a small file."""
     if file.made:
         assert row.statement is not None and row.asset_id is not None

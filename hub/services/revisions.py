@@ -21,6 +21,7 @@ from sqlmodel import Session, col, func, select
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import bad_field, conflict
+from hub.services.commits import Commit
 from hub.services.pulls import Use, decide_use
 from hub.tables import BranchRow, DraftTagRow, ModelRow, RevisionRow, SharedDatasetRow, TagRow
 from storage.encoding import canonical, sha256_hex
@@ -31,8 +32,8 @@ MAIN = "main"
 SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
 _HEX = re.compile(r"[0-9a-f]{7,40}")
-_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
-_COMMIT_ID = re.compile(r"[0-9a-f]{40}")
+VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,22 @@ def find(hub: Hub, session: Session, actor: Actor, kind: Kind, name: str) -> Rep
         Refused: ``E_SCOPE``; the token may not read.
     """
     repo = load(session, kind, name)
-    if repo is None:
-        raise repo_not_found(name)
+    if repo is not None:
+        admit(hub, session, actor, repo)
+        return repo
+    raise repo_not_found(name)
+
+
+def admit(hub: Hub, session: Session, actor: Actor, repo: Repo) -> None:
+    """Return only when the actor may know of this repository; raises as ``find`` does."""
     try:
         decide(actor, "read repository", _thing(hub, session, actor, repo))
     except Unchecked:
-        raise repo_not_found(name) from None
+        raise repo_not_found(repo.name) from None
     except Refused as error:
         if error.code != "E_LOGIN":
             raise
-        raise repo_not_found(name) from error
-    return repo
+        raise repo_not_found(repo.name) from error
 
 
 def check_writer(actor: Actor, repo: Repo) -> None:
@@ -146,16 +152,9 @@ def page(
 
 def _thing(hub: Hub, session: Session, actor: Actor, repo: Repo) -> Thing:
     parties = frozenset[str]()
-    if repo.visibility == "private" and actor.institution not in (None, repo.owner):
-        versions = session.exec(
-            select(RevisionRow).where(
-                RevisionRow.kind == repo.kind,
-                RevisionRow.name == repo.name,
-                col(RevisionRow.version).is_not(None),
-            )
-        )
-        if any(_may_use(hub, session, actor, repo, row) for row in versions):
-            parties = frozenset({str(actor.institution)})
+    asks = repo.visibility == "private" and actor.institution not in (None, repo.owner)
+    if asks and any(_may_use(hub, session, actor, repo, row) for row in versions(session, repo)):
+        parties = frozenset({str(actor.institution)})
     members, public = repo.visibility == "gated", repo.visibility == "public"
     return Thing(f"{repo.kind} {repo.name}", repo.owner, parties, members=members, public=public)
 
@@ -328,20 +327,19 @@ def _by_tag(session: Session, repo: Repo, name: str) -> RevisionRow | None:
 
 
 def _by_number(session: Session, repo: Repo, name: str) -> RevisionRow | None:
-    match = _VERSION.fullmatch(name)
+    match = VERSION.fullmatch(name)
     return by_version(session, repo, int(match[1])) if match else None
 
 
 def by_version(session: Session, repo: Repo, version: int) -> RevisionRow | None:
     """The first commit of a version."""
-    query = select(RevisionRow).where(
-        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, RevisionRow.version == version
-    )
-    return session.exec(query.order_by(col(RevisionRow.created_at), col(RevisionRow.id))).first()
+    of = (RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, RevisionRow.version == version)
+    order = (col(RevisionRow.created_at), col(RevisionRow.id))
+    return session.exec(select(RevisionRow).where(*of).order_by(*order)).first()
 
 
 def _by_id(session: Session, repo: Repo, text: str) -> RevisionRow | None:
-    if _COMMIT_ID.fullmatch(text):
+    if COMMIT_ID.fullmatch(text):
         return session.get(RevisionRow, (repo.kind, repo.name, text))
     if not _HEX.fullmatch(text):
         return None
@@ -352,9 +350,13 @@ def _by_id(session: Session, repo: Repo, text: str) -> RevisionRow | None:
     return rows[0] if len(rows) == 1 else None
 
 
-def readable(hub: Hub, session: Session, actor: Actor, repo: Repo, row: RevisionRow) -> str | None:
+def readable(
+    hub: Hub, session: Session, actor: Actor, repo: Repo, row: Commit, *, log_rows: int | None = None
+) -> str | None:
     """Say yes to the files of a commit by returning the grant used (None: none is needed), no by raising.
 
+    Args:
+        log_rows: as ``Ledger.evidence`` takes it.
     Raises:
         Refused: ``E_GATED``; a draft of others, or no grant allows it, with the reason.
     """
@@ -363,12 +365,12 @@ def readable(hub: Hub, session: Session, actor: Actor, repo: Repo, row: Revision
         return None
     use = Use(repo.owner, repo.visibility, repo.name, row.version, row.asset_id)
     try:
-        return decide_use(hub, session, use, actor.institution)
+        return decide_use(hub, session, use, actor.institution, log_rows=log_rows)
     except Refused as error:
         raise Refused("E_GATED", f"{error.message} ({error.code})", error.hint) from error
 
 
-def check_visible(actor: Actor, repo: Repo, row: RevisionRow) -> None:
+def check_visible(actor: Actor, repo: Repo, row: Commit) -> None:
     """Drafts are for their own institution; names of a version's files are for all who see the repository.
 
     Raises:
@@ -470,7 +472,7 @@ def check_tag_free(session: Session, name: str, tag: str, version: int) -> None:
     """
     key = ("model", name, tag)
     taken = session.get(BranchRow, key) is not None or session.get(DraftTagRow, key) is not None
-    number = _VERSION.fullmatch(tag)
+    number = VERSION.fullmatch(tag)
     if number is not None and int(number[1]) != version:
         query = select(RevisionRow.id).where(
             RevisionRow.kind == "model", RevisionRow.name == name, RevisionRow.version == int(number[1])

@@ -18,6 +18,7 @@ from hub.api.huggingface.refusals import header_text
 from hub.context import Hub
 from hub.errors import bad_field
 from hub.services import revisions
+from hub.services.commits import Commit
 from hub.services.revisions import Kind, Repo
 from hub.tables import RevisionRow
 from storage.encoding import format_time, parse_time
@@ -92,7 +93,7 @@ def warn(response: Response, topic: str, text: str) -> None:
 
 
 def warn_about(
-    hub: Hub, session: Session, response: Response, repo: Repo, row: RevisionRow, grant: str | None = None
+    hub: Hub, session: Session, response: Response, repo: Repo, row: Commit, grant: str | None = None
 ) -> None:
     """Say that a commit is not signed, or that the grant that shows it ends soon."""
     if row.statement is None and row.asset_id is not None:

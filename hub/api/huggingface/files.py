@@ -11,17 +11,16 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
-from hub.access import Actor
-from hub.api.auth import CurrentActor, HubHere, ReadSession
+from hub.api.auth import HubHere, ReadSession, actor_at_once
 from hub.api.huggingface.asking import Name, Namespace, revision_and_path, warn_about
 from hub.api.huggingface.refusals import StockRoute, refusal
 from hub.context import Hub
-from hub.services import downloads, revisions
+from hub.services import downloads, lookup, revisions
+from hub.services.commits import Commit
 from hub.services.downloads import Bearer
 from hub.services.pulls import ensure_receipt
-from hub.services.repo_files import RepoFile, content_of, file_at
+from hub.services.repo_files import RepoFile, content_of, file_at, no_entry
 from hub.services.revisions import Kind
-from hub.tables import RevisionRow
 from storage.errors import Unchecked
 
 router = APIRouter(route_class=StockRoute, include_in_schema=False)
@@ -30,35 +29,42 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,15})-([0-9]{0,15})|-([0-9]{1,15}))")
 
 
 @router.api_route("/datasets/{ns}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
-def dataset_file(
-    hub: HubHere, session: ReadSession, actor: CurrentActor, request: Request, ns: Namespace, name: Name
-) -> Response:
+def dataset_file(hub: HubHere, request: Request, ns: Namespace, name: Name) -> Response:
     """One file of a data set."""
-    return _resolve(hub, session, actor, request, "dataset", f"{ns}/{name}", 4)
+    with hub.database.glance() as session:
+        return _resolve(hub, session, request, "dataset", f"{ns}/{name}", 4)
 
 
 @router.api_route("/{ns}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
-def model_file(
-    hub: HubHere, session: ReadSession, actor: CurrentActor, request: Request, ns: Namespace, name: Name
-) -> Response:
+def model_file(hub: HubHere, request: Request, ns: Namespace, name: Name) -> Response:
     """One file of a model."""
-    return _resolve(hub, session, actor, request, "model", f"{ns}/{name}", 3)
+    with hub.database.glance() as session:
+        return _resolve(hub, session, request, "model", f"{ns}/{name}", 3)
 
 
-def _resolve(
-    hub: Hub, session: Session, actor: Actor, request: Request, kind: Kind, name: str, skip: int
-) -> Response:
-    repo = revisions.find(hub, session, actor, kind, name)
+def _resolve(hub: Hub, session: Session, request: Request, kind: Kind, name: str, skip: int) -> Response:
+    actor = actor_at_once(request, hub, session)
     revision, path = revision_and_path(request, skip)
-    row = revisions.resolve(session, actor, repo, revision)
-    grant = revisions.readable(hub, session, actor, repo, row)
+    found = lookup.look(hub, session, actor, kind, name, revision, path)
+    if found is None:
+        repo = revisions.find(hub, session, actor, kind, name)
+        row: Commit = revisions.resolve(session, actor, repo, revision)
+        grant = revisions.readable(hub, session, actor, repo, row)
+        file = None
+    else:
+        repo, row = found.repo, found.commit
+        grant = revisions.readable(hub, session, actor, repo, row, log_rows=found.log_rows)
+        file = lookup.found_file(found, path)
     try:
-        file = file_at(hub, session, repo, row, path)
+        if found is not None and lookup.certainly_absent(found, path):
+            raise no_entry(repo, row, path)
+        file = file or file_at(hub, session, repo, row, path)
     except Unchecked as error:
         if error.code != "E_ENTRY":
             raise
         return refusal(request, error, X_Repo_Commit=row.id)  # so that clients remember the absence
     if grant is not None and (file.large or request.method == "GET"):
+        session.commit()  # gives the connection back before another one is taken
         ensure_receipt(hub, str(actor.institution), str(row.asset_id), grant)
     if file.large:
         bearer = Bearer.of(actor, request.headers.get("authorization"))
@@ -73,9 +79,7 @@ def _resolve(
     return response
 
 
-def _large(
-    hub: Hub, bearer: Bearer, repo: revisions.Repo, row: RevisionRow, file: RepoFile
-) -> dict[str, str]:
+def _large(hub: Hub, bearer: Bearer, repo: revisions.Repo, row: Commit, file: RepoFile) -> dict[str, str]:
     return {
         "Location": downloads.address(hub, bearer, repo, row, file),
         "ETag": f'"{file.etag}"',
@@ -84,7 +88,7 @@ def _large(
     }
 
 
-def _small(hub: Hub, session: Session, request: Request, row: RevisionRow, file: RepoFile) -> Response:
+def _small(hub: Hub, session: Session, request: Request, row: Commit, file: RepoFile) -> Response:
     headers = {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
     kind = "application/octet-stream"
     if request.method == "HEAD":

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session
 
 from hub.access import Actor
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
 from hub.api.huggingface.asking import (
     Name,
     Namespace,
@@ -21,7 +21,8 @@ from hub.api.huggingface.asking import (
 )
 from hub.api.huggingface.refusals import StockRoute, said
 from hub.context import Hub
-from hub.services import drafts, identity, revisions
+from hub.services import drafts, identity, lookup, revisions
+from hub.services.commits import Commit
 from hub.services.repo_files import POINTER_BYTES, RepoFile, files_of
 from hub.services.revisions import MAIN, Kind, Repo
 from hub.tables import RevisionRow
@@ -188,7 +189,7 @@ def listing(
     described = []
     for repo in found:
         row = _newest(session, actor, repo)
-        described.append(_info(repo, row, files_of(hub, session, repo, row) if full else None, blobs=False))
+        described.append(_info(repo, row, _siblings(lookup.file_names(session, repo, row)) if full else None))
     headers = {} if following is None else {"Link": page_link(hub, request, following)}
     return JSONResponse(described, headers=headers)
 
@@ -202,11 +203,15 @@ def _newest(session: Session, actor: Actor, repo: Repo) -> RevisionRow:
 
 
 @router.get("/api/{kind:repokind}/{ns}/{name}")
-def info(
-    hub: HubHere, session: ReadSession, actor: CurrentActor, request: Request, repo: RepoHere
-) -> Response:
+def info(hub: HubHere, request: Request, kind: Kind, ns: Namespace, name: Name) -> Response:
     """The repository at main."""
-    return _describe(hub, session, request, repo, _newest(session, actor, repo))
+    with hub.database.glance() as session:
+        actor = actor_at_once(request, hub, session)
+        found = lookup.look(hub, session, actor, kind, f"{ns}/{name}")
+        if found is not None:
+            return _describe(hub, session, request, found.repo, found.commit)
+        repo = revisions.find(hub, session, actor, kind, f"{ns}/{name}")
+        return _describe(hub, session, request, repo, _newest(session, actor, repo))
 
 
 @router.get("/api/{kind:repokind}/{ns}/{name}/revision/{revision:path}")
@@ -214,19 +219,21 @@ def info_at(
     hub: HubHere, session: ReadSession, actor: CurrentActor, request: Request, repo: RepoHere, revision: str
 ) -> Response:
     """The repository at any revision."""
-    if revision == MAIN:
-        return info(hub, session, actor, request, repo)
-    return _describe(hub, session, request, repo, visible(session, actor, repo, revision))
+    row = _newest(session, actor, repo) if revision == MAIN else visible(session, actor, repo, revision)
+    return _describe(hub, session, request, repo, row)
 
 
-def _describe(hub: Hub, session: Session, request: Request, repo: Repo, row: RevisionRow) -> Response:
-    files = files_of(hub, session, repo, row)
-    response = JSONResponse(_info(repo, row, files, blobs="blobs" in request.query_params))
+def _describe(hub: Hub, session: Session, request: Request, repo: Repo, row: Commit) -> Response:
+    if "blobs" in request.query_params:
+        siblings = [_sibling(file) for file in files_of(hub, session, repo, row)]
+    else:
+        siblings = _siblings(lookup.file_names(session, repo, row))
+    response = JSONResponse(_info(repo, row, siblings))
     warn_about(hub, session, response, repo, row)
     return response
 
 
-def _info(repo: Repo, row: RevisionRow, files: list[RepoFile] | None, *, blobs: bool) -> dict[str, Any]:
+def _info(repo: Repo, row: Commit, siblings: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     said = {
         "_id": repo.name,
         "id": repo.name,
@@ -243,17 +250,19 @@ def _info(repo: Repo, row: RevisionRow, files: list[RepoFile] | None, *, blobs: 
     }
     if repo.kind == "model":
         said["modelId"] = repo.name
-    if files is not None:
-        said["siblings"] = [_sibling(file, blobs=blobs) for file in files]
+    if siblings is not None:
+        said["siblings"] = siblings
     return said
 
 
-def _sibling(file: RepoFile, *, blobs: bool) -> dict[str, Any]:
-    said: dict[str, Any] = {"rfilename": file.path}
-    if blobs:
-        said |= {"size": file.size, "blobId": file.oid}
-        if file.large:
-            said["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": POINTER_BYTES}
+def _siblings(names: list[str]) -> list[dict[str, Any]]:
+    return [{"rfilename": name} for name in names]
+
+
+def _sibling(file: RepoFile) -> dict[str, Any]:
+    said: dict[str, Any] = {"rfilename": file.path, "size": file.size, "blobId": file.oid}
+    if file.large:
+        said["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": POINTER_BYTES}
     return said
 
 
