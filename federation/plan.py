@@ -6,13 +6,14 @@ decides everything else about the result, so every field is required and none is
 without numpy, torch and flwr: the hub and an auditor read plans too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from federation.fields import Schema, as_expected, boolean, decimal, integer, one_of, problems, text
+from federation.harmonising import OPTIONS, Harmonise, option_problems, options, read_harmonise
 from federation.recipes.catalogue import RECIPES, Recipe
 from storage.encoding import canonical, parse_time, read_canonical, sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked, shown
@@ -101,6 +102,8 @@ class Config:
         bad_update: "leave-out" or "stop", when a site's update breaks a rule.
         weights: name of the file of the base version that travels.
         raw, digest: the file's bytes and their SHA-256.
+        harmonise: the columns that all sites scale alike, or None. report: whether the run ends with one.
+        smallest_cohort: fewer rows than this are told of nowhere.
     """
 
     recipe: str
@@ -119,6 +122,9 @@ class Config:
     weights: str
     raw: bytes
     digest: str
+    harmonise: Harmonise | None = None
+    report: bool = False
+    smallest_cohort: int = 1
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,10 @@ def make_config(
     keep_updates: bool = True,
     bad_update: str = "leave-out",
     weights: str = "model.safetensors",
+    harmonise: bool | Sequence[str] = False,
+    count_labels: bool = False,
+    report: bool = False,
+    smallest_cohort: int | None = None,
 ) -> bytes:
     """The bytes of a ``config.json`` for a recipe installed here, already checked.
 
@@ -181,6 +191,7 @@ def make_config(
         parameters, strategy_parameters: values as JSON has them, or as a person types them; the strategy's
             defaults are filled in.
         weighting: "equal" for strategies that know no other and "examples" for others when None.
+        harmonise, count_labels, report, smallest_cohort: see ``harmonising.options``.
     Raises:
         Rejected: ``E_CONFIG``, naming every bad field; ``E_RECIPE``: no such recipe is installed here.
     """
@@ -204,6 +215,13 @@ def make_config(
             "keepUpdates": keep_updates,
             "badUpdate": bad_update,
             "weights": weights,
+            **options(
+                parameters,
+                harmonise=harmonise,
+                count_labels=count_labels,
+                report=report,
+                smallest_cohort=smallest_cohort,
+            ),
         },
         code="E_CONFIG",
     )
@@ -225,7 +243,8 @@ def read_config(raw: bytes) -> Config:
         Rejected: ``E_CONFIG``: not canonical JSON, or at least one bad field; the message names every one.
     """
     value = read_canonical(raw, code="E_CONFIG", limit=CONFIG_BYTES)
-    found = problems(value, _CONFIG)
+    optional = {name: rule for name, rule in OPTIONS.items() if isinstance(value, dict) and name in value}
+    found = problems(value, {**_CONFIG, **optional})
     recipe, strategy = _part(value, "recipe"), _part(value, "strategy")
     if recipe is not None:
         found += _recipe_problems(recipe, "recipe", installed_only=False)
@@ -233,7 +252,7 @@ def read_config(raw: bytes) -> Config:
         found += _strategy_problems(strategy)
     found += _weights_problems(value)
     if not found:
-        found = _together(value)
+        found = _together(value) + option_problems(value)
     if found:
         raise _rejected("config.json", found)
     return Config(
@@ -253,6 +272,9 @@ def read_config(raw: bytes) -> Config:
         weights=value["weights"],
         raw=raw,
         digest=sha256_hex(raw),
+        harmonise=read_harmonise(value),
+        report=value.get("report", False),
+        smallest_cohort=value.get("smallestCohort", 1),
     )
 
 
@@ -496,6 +518,8 @@ def _check_agreement(plan: TrainingPlan, strategy: str, recipe: bytes) -> None:
             f"quorum {config.quorum} should be from minParticipants {plan.min_participants} "
             f"to {len(plan.sites)} participants"
         )
+    if config.harmonise is not None and plan.min_participants < 2:
+        found.append("a joint scaling takes two sites: minParticipants should be at least 2")
     datasets = [site.dataset for site in plan.sites]
     if len(set(datasets)) < len(datasets):
         found.append("a dataset takes part twice")

@@ -62,6 +62,10 @@ class Terms:
     bad_update: str = "leave-out"
     epsilon: str | None = None
     delta: str | None = None
+    harmonise: bool | Sequence[str] = False  # columns by name, or all that the recipe scales
+    count_labels: bool = False
+    report: bool = False
+    smallest_cohort: int | None = None  # the house's default
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,10 @@ def draft_plan(client: "HubClient", folder: Path, base: str, terms: Terms) -> Dr
         round_deadline_s=terms.round_deadline_s,
         keep_updates=terms.keep_updates,
         bad_update=terms.bad_update,
+        harmonise=terms.harmonise,
+        count_labels=terms.count_labels,
+        report=terms.report,
+        smallest_cohort=terms.smallest_cohort,
     )
     plan: dict[str, Any] = {
         "base": version.asset_id,

@@ -3,13 +3,16 @@
 import base64
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
+
+if TYPE_CHECKING:
+    from federation.plan import Config
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Training plans: drafted, signed, consented to."
@@ -63,6 +66,22 @@ def new(
     days: Annotated[int, typer.Option(help="Days until the plan expires.", min=1, max=366)] = 30,
     epsilon: Annotated[str | None, typer.Option(help="Privacy loss allowed, with --delta.")] = None,
     delta: Annotated[str | None, typer.Option()] = None,
+    harmonise: Annotated[
+        bool, typer.Option("--harmonise", help="Scale all columns alike at all sites, by joint statistics.")
+    ] = False,
+    harmonise_column: Annotated[
+        list[str] | None, typer.Option(help="Scale only this column so; may be repeated.")
+    ] = None,
+    count_labels: Annotated[
+        bool, typer.Option("--count-labels", help="With joint statistics: count rows by class too.")
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(help="End the run with a benefit report: each site's own model beside the shared one."),
+    ] = True,
+    smallest_cohort: Annotated[
+        int | None, typer.Option(help="Tell nothing about fewer rows (default: 10).", min=1, max=1_000_000)
+    ] = None,
 ) -> Exit:
     """Draft a plan in a folder: plan.json, recipe.json, config.json. Nothing is signed yet."""
     from federation.planning import Terms, draft_plan
@@ -89,6 +108,10 @@ def new(
         round_deadline_s=deadline,
         epsilon=epsilon,
         delta=delta,
+        harmonise=harmonise_column or harmonise,
+        count_labels=count_labels,
+        report=report,
+        smallest_cohort=smallest_cohort,
     )
     with home_of(terminal).client() as client:
         draft = draft_plan(client, folder, model, terms)
@@ -139,6 +162,7 @@ def check(
         f"  strategy parameters {json.dumps(dict(config.strategy_parameters), sort_keys=True)}, weighting "
         f"{config.weighting}, compression {config.compression}, a bad update: {config.bad_update}",
         *([KEPT_UPDATES] if config.keep_updates else []),
+        *asked_of_sites(config),
     )
 
 
@@ -209,6 +233,22 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
         f"release needs {found.approvals}, expires {found.expires}",
         *table(("institution", "dataset", "answer", "site"), rows),
     )
+
+
+def asked_of_sites(config: "Config") -> list[str]:
+    """What a plan has its sites tell besides updates, for stewards to read before they consent."""
+    lines = []
+    floor = f"nothing is told about fewer than {config.smallest_cohort} rows"
+    if config.harmonise is not None:
+        what = f"count, sum and spread of {len(config.harmonise.columns)} columns"
+        labels = " and rows by class" if config.harmonise.labels else ""
+        lines.append(f"  joint scaling: before round 1 each site tells {what}{labels}; {floor}")
+    if config.report:
+        lines.append(
+            "  benefit report: at the end each site trains a model of its own beside the shared one and "
+            f"tells how often each is right on held-out rows; {floor}"
+        )
+    return lines
 
 
 def _settings(texts: list[str] | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hub.commands.homes import home_of
-from hub.commands.plans import KEPT_UPDATES
+from hub.commands.plans import KEPT_UPDATES, asked_of_sites
 from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, FedhubError
 
@@ -199,6 +199,7 @@ def approve(
         f"{home.institution} consents to plan {short(found.id)} of {found.issuer}: {found.rounds} rounds, "
         f"code {short(found.code)}.",
         *([KEPT_UPDATES] if found.config.keep_updates else []),
+        *asked_of_sites(found.config),
         f"Signed, logged at {record.index}, kept in {home.path}/statements. "
         f"To end it: fedhub grant revoke {short(record.id)}",
     )
