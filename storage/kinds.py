@@ -22,6 +22,8 @@ MAX_WINDOW_S = 366 * 86_400
 MAX_STATUS_S = 24 * 3_600
 ROLES = ("root", "targets", "snapshot", "timestamp")
 SITE_ACTIONS = ("evaluate", "statistics", "train")
+STATISTICS = "statistics.json"  # by which all sites scale their rows
+FIGURES = "figures.json"  # what a site measured
 
 
 class Subject(NamedTuple):
@@ -84,6 +86,11 @@ def _subjects(subjects: Subjects, *names: str) -> None:
         raise _wrong(f"subject: expected {wanted}", [subject.name for subject in subjects])
 
 
+def _with_file(subjects: Subjects, first: str, second: str) -> None:
+    """One subject, or this one and then the small file ``second``."""
+    _subjects(subjects, *((first, second) if len(subjects) == 2 else (first,)))
+
+
 def _later(predicate: dict[str, Any], first: str, second: str, most_s: int) -> None:
     gap = parse_time(predicate[second]) - parse_time(predicate[first])
     if not 0 < gap <= most_s:
@@ -144,7 +151,9 @@ def _plan(subjects: Subjects, predicate: dict[str, Any]) -> None:
 
 
 def _order(subjects: Subjects, predicate: dict[str, Any]) -> None:
-    _subjects(subjects, "")
+    _with_file(subjects, "", STATISTICS)
+    if len(subjects) > 1 and predicate["action"] == "statistics":
+        raise Rejected("E_STATEMENT", "subject: an order for statistics names none that there are already")
     if predicate["input"] != subjects[0].digest:
         raise _wrong("member input: expected the subject's digest", predicate["input"])
 
@@ -153,8 +162,17 @@ def _one_file(subjects: Subjects, predicate: dict[str, Any]) -> None:
     _subjects(subjects, "")
 
 
+def _round(subjects: Subjects, predicate: dict[str, Any]) -> None:
+    _with_file(subjects, "", STATISTICS)
+
+
 def _receipt(subjects: Subjects, predicate: dict[str, Any]) -> None:
-    _subjects(subjects, "" if predicate["action"] == "train" else "manifest.json")
+    if predicate["action"] == "train":
+        _with_file(subjects, "", STATISTICS)
+    elif predicate["action"] == "pull":
+        _subjects(subjects, "manifest.json")
+    else:
+        _with_file(subjects, "manifest.json", FIGURES)
     needed, allowed = ("plan", "round", "input", "examples"), ("epsilon", "delta", "previous")
     if predicate["action"] == "pull":
         extra = [name for name in (*needed, *allowed) if name in predicate]
@@ -286,7 +304,7 @@ _ALL: tuple[Kind, ...] = (
         "order",
         "snapshot",
         "the hub's order to one site for one round",
-        "the input weights",
+        "the input weights; then statistics.json, if rows are to be scaled by it",
         _order,
         _PLAN_ID,
         Member("site", m.digest, "asset id of the site's dataset"),
@@ -300,8 +318,8 @@ _ALL: tuple[Kind, ...] = (
         "round",
         "snapshot",
         "what went into one round's aggregate",
-        "the aggregate's weights",
-        _one_file,
+        "the aggregate's weights; then statistics.json, if rows were scaled by it",
+        _round,
         _PLAN_ID,
         _ROUND,
         Member("input", m.digest, "digest of the weights that the round started from"),
@@ -323,7 +341,7 @@ _ALL: tuple[Kind, ...] = (
         "receipt",
         "snapshot",
         "round receipt, receipt of use",
-        "the update sent; else manifest.json",
+        "the update sent, then statistics.json; else manifest.json, then figures.json; the second may lack",
         _receipt,
         Member("action", m.one_of("pull", *SITE_ACTIONS), "what was done"),
         Member("grant", m.digest, "statement id of the grant used"),

@@ -15,7 +15,7 @@ from storage.evidence import Entry, Evidence
 from storage.grants import check_grant, grant_chain
 from storage.keys_in_force import check_not_revoked, revocation_of
 from storage.standard import read_purl
-from storage.training_record import Record
+from storage.training_record import Record, statistics_of
 
 LEVELS = ("SIGNED", "GRANTED", "TRAINED", "APPROVED")
 APPROVAL = "FEDHUB_RELEASE"
@@ -85,6 +85,7 @@ def check_provenance(
         raise Rejected("E_LINK", f"{entry}: no statement of its asset names plan {plan.id[:12]}")
     closed = evidence.find("round", plan=plan.id) if rounds is None else rounds.get(plan.id, ())
     needed = {found.id for found in closed} | {r for found in closed for r in found.says["receipts"]}
+    needed |= {digest for found in closed if (digest := statistics_of(found)) is not None}
     code, base, config = (subject.digest for subject in plan.statement.subjects)
     listed = {material["digest"]["sha256"] for material in build["resolvedDependencies"]}
     if not {code, base} <= listed:
@@ -98,7 +99,8 @@ def check_provenance(
         )
         raise Rejected(
             "E_LINK",
-            f"{entry}: must list exactly the rounds of plan {plan.id[:12]} and their receipts; it {which}",
+            f"{entry}: must list exactly the rounds of plan {plan.id[:12]} and their receipts and statistics; "
+            f"it {which}",
         )
     _check_last_aggregate(evidence, entry, closed)
 
@@ -110,6 +112,11 @@ def _check_last_aggregate(evidence: Evidence, entry: Entry, closed: Sequence[Ent
     if manifest is not None and last.subject not in {file.sha256 for file in manifest.files}:
         raise Rejected(
             "E_LINK", f"{entry}: {last} ended with {last.subject[:12]}, which is no file of {manifest.name}"
+        )
+    scaled = statistics_of(last)
+    if manifest is not None and scaled is not None and scaled not in {file.sha256 for file in manifest.files}:
+        raise Rejected(
+            "E_LINK", f"{entry}: rows were scaled by {scaled[:12]}, which is no file of {manifest.name}"
         )
 
 

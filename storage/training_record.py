@@ -1,8 +1,8 @@
 """Step V14: receipts and round statements. Was every round that counts covered by consents, in order?
 
-What counts: the receipts that a round statement lists, and those of pulls and evaluations. Any other receipt
-is reported as not counted, so that posting one cannot spoil a pack. A receipt is held to the rules of its own
-moment and log index: a consent that is withdrawn later leaves earlier rounds valid.
+What counts: the receipts that a round statement lists, and those of pulls, evaluations and statistics. Other
+receipts are reported as not counted, so that posting one cannot spoil a pack. A receipt is held to the rules
+of its own moment and log index: a consent that is withdrawn later leaves earlier rounds valid.
 
 Read ``check_record`` for the order of the checks, then ``check_receipt`` and ``check_round``, which the hub
 asks about one statement that is to come next.
@@ -17,6 +17,7 @@ from storage.errors import Rejected
 from storage.evidence import Entry, Evidence
 from storage.grants import check_grant
 from storage.keys_in_force import check_not_revoked
+from storage.kinds import STATISTICS
 
 # the action of a grant that each action of a receipt needs
 NEEDED_ACTION = {"evaluate": "evaluate", "pull": "pull", "statistics": "train", "train": "train"}
@@ -54,7 +55,7 @@ def check_record(evidence: Evidence) -> Record:
     counted: list[Entry] = []
     others: list[Entry] = []
     for receipt in evidence.find("receipt"):
-        counts = receipt.id in listed or receipt.says["action"] in ("pull", "evaluate")
+        counts = receipt.id in listed or receipt.says["action"] in ("pull", "evaluate", "statistics")
         (counted if counts else others).append(receipt)
     last: dict[ChainKey, Entry] = {}
     for receipt in counted:
@@ -235,6 +236,14 @@ def check_round(evidence: Evidence, entry: Entry, before: Entry | None) -> None:
             "E_PARTICIPANTS",
             f"{entry}: {len(sites)} participants, the plan promises {plan.says['minParticipants']}",
         )
+    if before is not None and statistics_of(before) != statistics_of(entry):
+        raise Rejected("E_ROUND_CHAIN", f"{entry}: rows are scaled by other statistics than in {before}")
+
+
+def statistics_of(entry: Entry) -> str | None:
+    """Digest of the joint statistics that a round or a train receipt names; None when rows were not scaled."""
+    subjects = entry.statement.subjects
+    return subjects[1].digest if len(subjects) > 1 and subjects[1].name == STATISTICS else None
 
 
 def _check_input(evidence: Evidence, entry: Entry, plan: Entry, before: Entry | None) -> None:
@@ -264,6 +273,10 @@ def _check_listed(evidence: Evidence, entry: Entry, receipt_id: str) -> str:
     if found != ("train", entry.says["plan"], entry.says["round"], entry.says["input"]):
         raise Rejected(
             "E_PARTICIPANTS", f"{entry}: lists {receipt}, which is of another plan, round, input or action"
+        )
+    if statistics_of(receipt) != statistics_of(entry):
+        raise Rejected(
+            "E_PARTICIPANTS", f"{entry}: lists {receipt}, which scaled its rows by other statistics"
         )
     return chain_key(evidence, receipt)[1]
 
