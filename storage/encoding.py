@@ -188,7 +188,7 @@ def format_time(seconds: int) -> str:
     """
     if not 0 <= seconds <= LAST_SECOND:
         raise Rejected("E_STATEMENT", f"time: expected a moment from 1970 to 9999, found {shown(seconds)}")
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19] + "Z"
 
 
 def parse_time(text: object, code: str = "E_STATEMENT") -> int:

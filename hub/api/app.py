@@ -22,6 +22,7 @@ from hub.api.huggingface import files, repos, trees, xet
 from hub.api.huggingface import uploads as transfers
 from hub.api.limits import Doorkeeper, Rate
 from hub.api.problems import add_problems
+from hub.api.quick import quick_routes
 from hub.context import Hub, NodeRegistry
 from hub.database import Database
 from hub.keys import HubKeys, keys_of
@@ -48,7 +49,6 @@ HUGGINGFACE: tuple[APIRouter, ...] = (
     repos.router,
     trees.router,
     transfers.router,
-    files.router,
     xet.router,
     repos.unknown_router,
 )
@@ -192,6 +192,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
     app.state.failed_logins = Rate(settings.logins_per_minute)
     app.state.meters = Meters()
     add_problems(app)
+    app.router.routes.extend(quick_routes())
     app.include_router(log.router)
     app.include_router(health.router)
     for router in ROUTERS:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hub.api.problems import problem
@@ -40,6 +40,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+_HTTPS_HEADERS = {"Strict-Transport-Security": "max-age=31536000"}
 Observe = Callable[[str, str, int, float], None]
 _log = logging.getLogger("fedhub.requests")
 
@@ -87,7 +88,8 @@ class Doorkeeper:
         self._observe = observe
         self._settings = settings
         self._rate = Rate(settings.requests_per_minute)
-        self._https = settings.public.startswith("https:")
+        added = _HEADERS | (_HTTPS_HEADERS if settings.public.startswith("https:") else {})
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in added.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -105,7 +107,7 @@ class Doorkeeper:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._dress(MutableHeaders(scope=message), request_id, scope["path"])
+                self._dress(message, request_id, scope["path"])
             await send(message)
 
         try:
@@ -164,15 +166,14 @@ class Doorkeeper:
             return problem(400, "E_JSON", rule, "Flatten it.")
         return None
 
-    def _dress(self, headers: MutableHeaders, request_id: str, path: str) -> None:
-        headers["X-Request-Id"] = request_id
-        for name, value in _HEADERS.items():
-            if name not in headers:
-                headers[name] = value
-        if path.startswith("/api/") and "Cache-Control" not in headers:
-            headers["Cache-Control"] = "no-store"
-        if self._https:
-            headers["Strict-Transport-Security"] = "max-age=31536000"
+    def _dress(self, message: Message, request_id: str, path: str) -> None:
+        headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+        there = {name for name, _value in headers}
+        headers.append((b"x-request-id", request_id.encode("ascii")))
+        headers.extend(pair for pair in self._headers if pair[0] not in there)
+        if path.startswith("/api/") and b"cache-control" not in there:
+            headers.append((b"cache-control", b"no-store"))
+        message["headers"] = headers
 
 
 async def _read_body(headers: Headers, receive: Receive, limit: int) -> bytes | None:

@@ -9,6 +9,7 @@ from federation import wire
 from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
 from hub.api.paging import Cursor, link_next
 from hub.api.problems import responses
+from hub.context import Hub
 from hub.services import registry, releases
 
 router = APIRouter(tags=["registry"])
@@ -42,9 +43,16 @@ def search(
 @router.get("/models/{institution}/{name}", response_model=wire.Model, responses=responses(404))
 def model(hub: HubHere, request: Request, institution: str, name: str) -> Response:
     """One model with its versions."""
+    del institution, name  # read from the request: ``hub.api.quick`` calls the same
+    return model_answer(hub, request)
+
+
+def model_answer(hub: Hub, request: Request) -> Response:
+    """The answer to a request for one model."""
+    name = "{institution}/{name}".format_map(request.path_params)
     with hub.database.glance() as session:
         actor = actor_at_once(request, hub, session)
-        said = registry.show_json(hub, session, actor, f"{institution}/{name}")
+        said = registry.show_json(hub, session, actor, name)
     return Response(said, media_type="application/json")
 
 

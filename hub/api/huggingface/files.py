@@ -12,8 +12,8 @@ from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
 from hub.api.auth import HubHere, ReadSession, actor_at_once
-from hub.api.huggingface.asking import Name, Namespace, revision_and_path, warn_about
-from hub.api.huggingface.refusals import StockRoute, refusal
+from hub.api.huggingface.asking import revision_and_path, warn_about
+from hub.api.huggingface.refusals import refusal
 from hub.context import Hub
 from hub.services import downloads, lookup, revisions
 from hub.services.commits import Commit
@@ -23,26 +23,27 @@ from hub.services.repo_files import RepoFile, content_of, file_at, no_entry
 from hub.services.revisions import Kind
 from storage.errors import Unchecked
 
-router = APIRouter(route_class=StockRoute, include_in_schema=False)
 download_router = APIRouter(tags=["downloads"])
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,15})-([0-9]{0,15})|-([0-9]{1,15}))")
 
 
-@router.api_route("/datasets/{ns}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
-def dataset_file(hub: HubHere, request: Request, ns: Namespace, name: Name) -> Response:
-    """One file of a data set."""
+def dataset_file_answer(hub: Hub, request: Request) -> Response:
+    """One file of a data set (``hub.api.quick``)."""
+    return _resolve(hub, request, "dataset", 4)
+
+
+def model_file_answer(hub: Hub, request: Request) -> Response:
+    """One file of a model (``hub.api.quick``)."""
+    return _resolve(hub, request, "model", 3)
+
+
+def _resolve(hub: Hub, request: Request, kind: Kind, skip: int) -> Response:
+    name = "{ns}/{name}".format_map(request.path_params)
     with hub.database.glance() as session:
-        return _resolve(hub, session, request, "dataset", f"{ns}/{name}", 4)
+        return _file(hub, session, request, kind, name, skip)
 
 
-@router.api_route("/{ns}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
-def model_file(hub: HubHere, request: Request, ns: Namespace, name: Name) -> Response:
-    """One file of a model."""
-    with hub.database.glance() as session:
-        return _resolve(hub, session, request, "model", f"{ns}/{name}", 3)
-
-
-def _resolve(hub: Hub, session: Session, request: Request, kind: Kind, name: str, skip: int) -> Response:
+def _file(hub: Hub, session: Session, request: Request, kind: Kind, name: str, skip: int) -> Response:
     actor = actor_at_once(request, hub, session)
     revision, path = revision_and_path(request, skip)
     found = lookup.look(hub, session, actor, kind, name, revision, path)

@@ -202,15 +202,16 @@ def _newest(session: Session, actor: Actor, repo: Repo) -> RevisionRow:
     return revisions.first_commit(session, repo)
 
 
-@router.get("/api/{kind:repokind}/{ns}/{name}")
-def info(hub: HubHere, request: Request, kind: Kind, ns: Namespace, name: Name) -> Response:
-    """The repository at main."""
+def info_answer(hub: Hub, request: Request) -> Response:
+    """The repository at main (``hub.api.quick``)."""
+    kind: Kind = request.path_params["kind"]
+    name = "{ns}/{name}".format_map(request.path_params)
     with hub.database.glance() as session:
         actor = actor_at_once(request, hub, session)
-        found = lookup.look(hub, session, actor, kind, f"{ns}/{name}")
+        found = lookup.look(hub, session, actor, kind, name)
         if found is not None:
             return _describe(hub, session, request, found.repo, found.commit)
-        repo = revisions.find(hub, session, actor, kind, f"{ns}/{name}")
+        repo = revisions.find(hub, session, actor, kind, name)
         return _describe(hub, session, request, repo, _newest(session, actor, repo))
 
 
