@@ -276,7 +276,19 @@ class HubClient(HubConnection):
         """Where weights of a run can be read now; they must have this digest."""
         return self._get(f"runs/{_part(plan_id)}/weights/{_part(sha256)}", wire.WeightsLocation)
 
+    def statistics(self, plan_id: str) -> wire.JointStatistics:
+        """By what the sites of a run scale their rows; the digest is to be compared with a signed one."""
+        return self._get(f"runs/{_part(plan_id)}/statistics", wire.JointStatistics)
+
+    def report(self, plan_id: str) -> wire.BenefitReport:
+        """What a run brought each site, as the hub tells it."""
+        return self._get(f"runs/{_part(plan_id)}/report", wire.BenefitReport)
+
     # --- the coordinator ------------------------------------------------------------------------------------
+
+    def join_statistics(self, plan_id: str, report: wire.StatisticsReport) -> wire.JointStatistics:
+        """Have the hub join what the sites told."""
+        return self._post(f"runs/{_part(plan_id)}/statistics", report, wire.JointStatistics)
 
     def work(self, plan_id: str) -> wire.Work:
         """What a coordinator needs to start or go on."""

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
+Verdict = Literal["gain", "no clear difference", "loss"]
 Z_95 = 1.959963984540054  # two-sided 95 %
 
 
 def mean_metrics(sites: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Means over sites by their examples, of the metrics that every site has.
+    """Means over sites by their examples, of the metrics that every site has; a site that tells none is left
+    out.
 
     Args:
         sites: (examples, metrics by name) of each site, in the plan's order; examples above 0.
@@ -15,6 +18,7 @@ def mean_metrics(sites: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, 
     >>> mean_metrics([(30, {"accuracy": 0.9}), (10, {"accuracy": 0.5})])
     {'accuracy': 0.8}
     """
+    sites = [site for site in sites if site[1]]
     if not sites:
         return {}
     names = [name for name in sites[0][1] if all(name in metrics for _, metrics in sites)]
@@ -50,3 +54,19 @@ def is_gain(new: tuple[float, int], old: tuple[float, int]) -> bool:
     (True, False)
     """
     return interval(*new)[0] > interval(*old)[1]
+
+
+def verdict(federated: float, local: float, majority: float, count: int) -> Verdict:
+    """What federation brought a site, against the better of what it has without: its own model, or the
+    commonest label. Neither gain nor loss is claimed while the 95 % intervals overlap.
+
+    Args:
+        federated, local, majority: shares of right answers on the same ``count`` rows.
+
+    >>> verdict(0.95, 0.81, 0.5, 444), verdict(0.95, 0.90, 0.5, 44), verdict(0.6, 0.5, 0.9, 444)
+    ('gain', 'no clear difference', 'loss')
+    """
+    alone = max(local, majority)
+    if is_gain((federated, count), (alone, count)):
+        return "gain"
+    return "loss" if is_gain((alone, count), (federated, count)) else "no clear difference"

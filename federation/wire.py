@@ -351,6 +351,56 @@ class Round(Wire):
     metrics: dict[str, float | int]  # weighted over the sites
 
 
+class SiteFigures(Wire):
+    """What a site told beside a logged receipt."""
+
+    institution: Name
+    dataset: Digest
+    receipt: Digest
+    figures: str  # figures.json, whose digest the receipt names
+
+
+class JointStatistics(Wire):
+    """By what all sites of a run scale their rows."""
+
+    sha256: Digest
+    document: str  # statistics.json
+    figures: list[SiteFigures] = Field(default_factory=list)  # for owner, auditors and operator
+
+
+class Measured(Wire):
+    """A share of right answers, and the 95 % interval around it."""
+
+    share: float
+    low: float
+    high: float
+
+
+class SiteBenefit(Wire):
+    """What a run brought one site, on its held-out rows; figures are those of its receipt."""
+
+    institution: Name
+    dataset: Digest
+    verdict: Literal["gain", "no clear difference", "loss", "too few rows", "nothing told"]
+    rows: int = 0
+    federated: Measured | None = None
+    local: Measured | None = None
+    majority: Measured | None = None
+    receipt: Digest | None = None
+    figures: str | None = None  # figures.json
+
+
+class BenefitReport(Wire):
+    """The honest report of a run: each site's own model beside the shared one."""
+
+    plan: Digest
+    round: int
+    aggregate: Digest
+    smallest_cohort: int
+    statistics: Digest | None = None
+    sites: list[SiteBenefit]
+
+
 class SiteRefusal(Wire):
     institution: Name
     round: int
@@ -400,6 +450,7 @@ class Work(Wire):
     input: WeightsLocation
     sites: list[WorkSite]
     state: dict[str, WeightsLocation] = Field(default_factory=dict)  # the server optimiser's, by slot
+    statistics: Digest | None = None  # the joint statistics, once they are made
 
 
 class OrdersRequest(Wire):
@@ -426,6 +477,13 @@ class RoundReport(Wire):
     metrics: dict[str, float | int]
     # what the server optimiser remembers, by slot; empty in the last round
     state: dict[str, StoredFile] = Field(default_factory=dict, max_length=4)
+
+
+class StatisticsReport(Wire):
+    """The sites have told their column statistics; the hub joins them."""
+
+    attempt: int
+    receipts: list[Digest] = Field(min_length=1, max_length=1000)  # in the plan's order
 
 
 class EventReport(Wire):

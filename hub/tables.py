@@ -7,17 +7,7 @@ Sections: identity, statements and log, request bookkeeping; then registry, uplo
 
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    String,
-    Text,
-    UniqueConstraint,
-)
+from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 SQLModel.metadata.naming_convention = {
@@ -255,16 +245,19 @@ class ModelRow(SQLModel, table=True):
     """A model's name and who may see it."""
 
     __tablename__ = "model"
+    __table_args__ = (Index(None, "released", "name"),)
     name: str = Field(primary_key=True, max_length=512)  # institution/path
     owner: str = Field(max_length=253, index=True)
     visibility: str = Field(max_length=8)  # public, gated, private
     created_at: int = moment()
+    released: bool = False  # a release was logged; whether one still stands is the log's to say
 
 
 class VersionRow(SQLModel, table=True):
     """One signed, immutable version of a model; a later one may have an earlier one's files, and asset id."""
 
     __tablename__ = "version"
+    __table_args__ = (Index(None, "license", "name"),)
     name: str = Field(foreign_key="model.name", primary_key=True, max_length=512)
     version: int = Field(primary_key=True)
     asset_id: str = digest(index=True)  # sha256 of manifest.json
@@ -285,10 +278,19 @@ class VersionFileRow(SQLModel, table=True):
     parts: list[str] | None = listed(nullable=True)
 
 
+class FileListRow(SQLModel, table=True):
+    """The files of one manifest as every answer tells them: they never change, and are asked for often."""
+
+    __tablename__ = "file_list"
+    asset_id: str = digest(primary_key=True)
+    files: str = Field(sa_type=Text)  # JSON, a list of wire.ModelFile
+
+
 class TagRow(SQLModel, table=True):
     """A name for a version; made once, never moved."""
 
     __tablename__ = "tag"
+    __table_args__ = (Index(None, "tag", "name"),)
     name: str = Field(foreign_key="model.name", primary_key=True, max_length=512)
     tag: str = Field(primary_key=True, max_length=128)
     version: int
@@ -348,6 +350,9 @@ class RunRow(SQLModel, table=True):
     next_attempt_at: int = moment(default=0)
     started_at: int = moment()
     ended_at: int | None = moment(default=None, nullable=True)
+    statistics: str | None = Field(
+        default=None, max_length=64, nullable=True
+    )  # digest; lies in ``attachment``
 
     @property
     def active(self) -> bool:

@@ -99,7 +99,7 @@ def check_provenance(
         )
         raise Rejected(
             "E_LINK",
-            f"{entry}: must list exactly the rounds of plan {plan.id[:12]} and their receipts and statistics; "
+            f"{entry}: must list exactly the rounds of plan {plan.id[:12]}, their receipts and statistics; "
             f"it {which}",
         )
     _check_last_aggregate(evidence, entry, closed)

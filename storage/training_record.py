@@ -241,7 +241,7 @@ def check_round(evidence: Evidence, entry: Entry, before: Entry | None) -> None:
 
 
 def statistics_of(entry: Entry) -> str | None:
-    """Digest of the joint statistics that a round or a train receipt names; None when rows were not scaled."""
+    """Digest of the joint statistics that a round or a train receipt names; None when it names none."""
     subjects = entry.statement.subjects
     return subjects[1].digest if len(subjects) > 1 and subjects[1].name == STATISTICS else None
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response
 from federation import wire
 from hub.api.auth import Coordinator, HubHere, WriteSession
 from hub.api.problems import responses
-from hub.services import rounds
+from hub.services import figures, rounds
 
 router = APIRouter(tags=["coordinator"])
 
@@ -28,6 +28,14 @@ def orders(
 def report(hub: HubHere, actor: Coordinator, plan: str, request: wire.RoundReport) -> wire.StatementRecord:
     """Close a round: the hub checks its receipts, then signs and logs the round statement."""
     return rounds.report(hub, actor, plan, request)
+
+
+@router.post("/runs/{plan}/statistics", responses=responses(404, 409))
+def join_statistics(
+    hub: HubHere, session: WriteSession, actor: Coordinator, plan: str, request: wire.StatisticsReport
+) -> wire.JointStatistics:
+    """Join what the sites told of their columns, by their receipts; once per run."""
+    return figures.join_statistics(hub, session, actor, plan, request)
 
 
 @router.post("/runs/{plan}/events", status_code=204, responses=responses(404, 409))

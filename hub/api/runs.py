@@ -13,7 +13,7 @@ from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
 from hub.api.paging import Cursor, link_next
 from hub.api.problems import responses
 from hub.context import Hub
-from hub.services import events, runs
+from hub.services import events, figures, runs
 from hub.tables import RunRow
 
 router = APIRouter(tags=["runs"])
@@ -73,6 +73,20 @@ def weights(
 ) -> wire.WeightsLocation:
     """Where weights of a run can be read now: for its owner, consenting participants and the coordinator."""
     return runs.weights(hub, session, actor, plan, sha256)
+
+
+@router.get("/runs/{plan}/statistics", responses=responses(404))
+def joint_statistics(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, plan: str
+) -> wire.JointStatistics:
+    """By what all sites scale their rows; for the plan's owner and auditors with what each site told."""
+    return figures.statistics(hub, session, actor, plan)
+
+
+@router.get("/runs/{plan}/report", responses=responses(404))
+def report(hub: HubHere, session: ReadSession, actor: CurrentActor, plan: str) -> wire.BenefitReport:
+    """What the run brought each site: its own model beside the shared one, from signed receipts."""
+    return figures.report(hub, session, actor, plan)
 
 
 @router.get("/runs/{plan}/events", response_model=list[wire.Event], responses={**STREAM, **responses(404)})

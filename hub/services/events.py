@@ -35,7 +35,8 @@ class Kind(StrEnum):
     SITE_REFUSED = "site.refused"  # hub: a site's signed refusal was logged
     SITE_UNREACHABLE = "site.unreachable"  # coordinator: Flower could not deliver the order
     ROUND_CLOSED = "round.closed"  # hub: the round statement is logged
-    EVALUATED = "round.evaluated"  # coordinator: metrics of an evaluation round
+    HARMONISED = "run.harmonised"  # hub: the joint statistics are made
+    EVALUATED = "round.evaluated"  # coordinator: the sites were asked for the benefit report
     RUN_ENDED = "run.ended"  # hub: finished, stopped or cancelled, and why
 
 

@@ -25,11 +25,13 @@ from hub.services.plans import Answer
 from hub.tables import AttemptRow, PlanRow, RoundRow, RunRow, SiteRow, StatementRow, UploadRow
 from storage.encoding import b64, format_time, is_digest, parse_time
 from storage.evidence import Entry
+from storage.kinds import STATISTICS
 from storage.training_record import NEEDED_ACTION
 
 DEADLINE_SLACK_S = 60
 MAX_METRICS = 64
 REASON_LIMIT = 2000
+REPORT_ATTEMPTS = 1  # attempts that may fail before a run ends without its report
 
 
 # --- work -----------------------------------------------------------------------------------------------
@@ -60,6 +62,7 @@ def work(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Work:
             slot: runs.locate(hub, session, file["sha256"], actor)
             for slot, file in ((last.state if last is not None else None) or {}).items()
         },
+        statistics=run.statistics,
     )
 
 
@@ -70,11 +73,18 @@ def last_round(session: Session, plan_id: str) -> RoundRow | None:
 
 
 def is_done(hub: Hub, session: Session, plan_id: str) -> bool:
-    """Whether all rounds of the plan are closed."""
+    """Whether all rounds of the plan are closed, and the sites were asked for the report that it promises."""
     with hub.ledger.evidence(session) as evidence:
         plan = evidence.get(plan_id)
     last = last_round(session, plan_id)
-    return plan is not None and last is not None and last.round >= plan.says["rounds"]
+    if plan is None or last is None or last.round < plan.says["rounds"]:
+        return False
+    if not plans.load(hub, session, plan_id)[2].config.report:
+        return True
+    # An attempt that died before the sites told what the run brought them is followed by one more, not many.
+    run = session.get(RunRow, plan_id)
+    told = events.newest(session, plan_id, Kind.EVALUATED) is not None
+    return told or run is None or run.failures > REPORT_ATTEMPTS
 
 
 def _agreed(hub: Hub, session: Session, entry: Entry, action: str) -> list[Answer]:
@@ -135,6 +145,18 @@ def _current(session: Session, plan_id: str, attempt: int) -> RunRow:
     return run
 
 
+def current(hub: Hub, session: Session, actor: Actor, plan_id: str, attempt: int) -> RunRow:
+    """The active run, locked, for its coordinator, which lives.
+
+    Raises:
+        Refused: ``E_ACCESS``, ``E_RUN``, ``E_ATTEMPT``.
+    """
+    _check_coordinator(actor, plan_id)
+    run = _current(session, plan_id, attempt)
+    _heard(hub, session, run)
+    return run
+
+
 def _check_stays(session: Session, run: RunRow) -> None:
     attempt = session.get(AttemptRow, (run.plan, run.attempt))
     if attempt is not None and attempt.state in ("leaving", "ended"):
@@ -186,6 +208,7 @@ def orders(
         raise conflict("E_PLAN", f"plan {plan_id}: expired {format_time(plan.expires)}")
     _check_order(session, row, plan, request)
     _check_deadline(plan, request.deadline, now)
+    scaled_by = _scaled_by(run, plan, request.action)
     signed = {}
     for one in _agreed(hub, session, entry, request.action):
         assert one.consent is not None
@@ -200,6 +223,8 @@ def orders(
             "deadline": request.deadline,
         }
         subject = [(plan.config.weights.rpartition("/")[2], request.input)]
+        if request.action != "statistics":
+            subject += scaled_by
         signed[one.dataset] = hub.operator.sign("order", subject, members, now=now).decode()
     data = {
         "round": request.round,
@@ -211,6 +236,18 @@ def orders(
     if request.action == "train":
         events.append(session, plan_id, Kind.ROUND_OPENED, data, at=now)
     return wire.Orders(orders=signed)
+
+
+def _scaled_by(run: RunRow, plan: TrainingPlan, action: str) -> list[tuple[str, str]]:
+    """The joint statistics as a further subject, where the plan has them: they come before the rounds."""
+    asked = plan.config.harmonise is not None
+    if (not asked and action == "statistics") or (asked and action != "statistics" and not run.statistics):
+        raise conflict(
+            "E_STATISTICS",
+            f"run {run.plan}: joint statistics are {'not made yet' if asked else 'none of its plan'}",
+            "Ask for the work again.",
+        )
+    return [] if run.statistics is None else [(STATISTICS, run.statistics)]
 
 
 def _check_order(session: Session, row: PlanRow, plan: TrainingPlan, request: wire.OrdersRequest) -> None:
@@ -266,7 +303,7 @@ def report(hub: Hub, actor: Actor, plan_id: str, told: wire.RoundReport) -> wire
         if known is not None:
             return _same(session, known, told)
         before = last_round(session, plan_id)
-        statement = _sign(hub, session, row, plan, told)
+        statement = _sign(hub, session, row, plan, told, _scaled_by(run, plan, "train"))
         closed = _close(hub, session, run, told, statement)
         spent = _states(before) - _states(closed)
         if not plan.config.keep_updates:
@@ -332,7 +369,12 @@ def _same(session: Session, known: RoundRow, told: wire.RoundReport) -> wire.Sta
 
 
 def _sign(
-    hub: Hub, session: Session, row: PlanRow, plan: TrainingPlan, told: wire.RoundReport
+    hub: Hub,
+    session: Session,
+    row: PlanRow,
+    plan: TrainingPlan,
+    told: wire.RoundReport,
+    scaled_by: list[tuple[str, str]],
 ) -> StatementRow:
     last = last_round(session, row.id)
     number, source = (1, row.weights) if last is None else (last.round + 1, last.aggregate)
@@ -351,7 +393,7 @@ def _sign(
     }
     if last is not None:
         members["previous"] = last.statement
-    subject = [(plan.config.weights.rpartition("/")[2], told.aggregate)]
+    subject = [(plan.config.weights.rpartition("/")[2], told.aggregate), *scaled_by]
     bundle = hub.operator.sign("round", subject, members, now=hub.ledger.now())
     statement = statements.admit(session, hub.ledger, bundle)
     with hub.ledger.evidence(session) as evidence:
