@@ -10,14 +10,15 @@ out, on any machine. Strategies that pick sites (Krum, Multi-Krum, Bulyan) read 
 Letters: S sites, n elements of a piece. Deliberately without network, torch and flwr.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from federation.ahead import ahead
 from federation.compression import UpdateFile
 from federation.errors import UpdateRejected
 from federation.strategies import Strategy
@@ -34,7 +35,7 @@ from federation.tensors import (
 )
 from storage.errors import Misuse, Rejected, Unchecked
 
-BLOCK = 1 << 20  # elements in memory at a time, over all sites together
+BLOCK = 1 << 19  # elements in memory at a time, over all sites together: few enough for the processor's caches
 _NORM_PIECE = 1 << 13  # elements added up at a time for a distance: few enough for the processor's cache
 
 
@@ -138,21 +139,55 @@ def aggregate(
             updates, files = [updates[i] for i in picked], [files[i] for i in picked]
         memory = stack.enter_context(_Memory(strategy, base.layout, round_number, state, next_state))
         writer = stack.enter_context(TensorWriter(out, base.layout, base.metadata))
-        for spec in base.layout.tensors:
-            for begin, end in base.pieces(spec.name, max(1, BLOCK // len(files))):
-                values = [file.read(spec.name, begin, end) for file in files]
-                for one, piece in zip(updates, values, strict=True):
-                    _check_values(one.site, spec, piece)
-                if spec.is_float:
-                    old = base.read(spec.name, begin, end)
-                    writer.write(
-                        _move(strategy, spec, old, values, updates, memory, (begin, end), round_number)
-                    )
-                else:
-                    writer.write(_settle(strategy, values, updates))
+        made_pieces = _folded(strategy, _read_pieces(base, updates, files), updates, memory, round_number)
+        with closing(ahead(made_pieces)) as pieces:  # read, fold, write and hash: side by side
+            for piece in pieces:
+                writer.write(piece)
         saved = memory.finish()
         made = writer.finish()
     return AggregationResult(made.sha256, made.size, tuple(one.site for one in updates), saved)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One piece of one tensor: of the weights (floats only), and of all updates, each of shape (n,)."""
+
+    spec: TensorSpec
+    start: int
+    stop: int
+    old: Array | None
+    values: list[Array]
+
+
+def _read_pieces(
+    base: TensorFile, updates: Sequence[SiteUpdate], files: Sequence[TensorFile]
+) -> Generator[_Piece, None, None]:
+    for spec in base.layout.tensors:
+        for start, stop in base.pieces(spec.name, max(1, BLOCK // len(files))):
+            values = [file.read(spec.name, start, stop) for file in files]
+            for one, piece in zip(updates, values, strict=True):
+                _check_values(one.site, spec, piece)
+            old = base.read(spec.name, start, stop) if spec.is_float else None
+            yield _Piece(spec, start, stop, old, values)
+
+
+def _folded(
+    strategy: Strategy,
+    pieces: Generator[_Piece, None, None],
+    updates: Sequence[SiteUpdate],
+    memory: "_Memory",
+    round_number: int,
+) -> Generator[Array, None, None]:
+    """The new weights, piece by piece."""
+    with closing(ahead(pieces)) as read:
+        for piece in read:
+            if piece.old is None:
+                yield _settle(strategy, piece.values, updates)
+            else:
+                place = (piece.start, piece.stop)
+                yield _move(
+                    strategy, piece.spec, piece.old, piece.values, updates, memory, place, round_number
+                )
 
 
 def _move(

@@ -56,6 +56,7 @@ STOCK = {
     "flwr-clientapp": "clientapp",
 }
 LIMIT_S = 1800.0
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Figures:
 
     seconds_per_round: list[float] = field(default_factory=list)
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    cpu_s_per_round: dict[str, float] = field(default_factory=dict)
     start_to_first_round_s: float = 0.0
 
     @property
@@ -72,16 +74,17 @@ class Figures:
         return statistics.median(later)
 
 
-class Memory:
-    """Samples the high-water mark of every descendant of this process, by class."""
+class Watch:
+    """Samples every descendant of this process, by class: high-water mark of memory, and CPU time spent."""
 
     def __init__(self, classes: Mapping[str, str]) -> None:
         self.peaks: dict[str, float] = {}
+        self._spent: dict[int, tuple[str, float]] = {}
         self._classes = classes
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> "Watch":
         self._thread.start()
         return self
 
@@ -98,10 +101,25 @@ class Memory:
                     if name is None or not _descends(int(path.name)):
                         continue
                     lines = (path / "status").read_text().splitlines()
+                    words = (path / "stat").read_text().rpartition(")")[2].split()
                 except OSError:
                     continue
+                self._spent[int(path.name)] = (name, (int(words[11]) + int(words[12])) / TICKS)
                 peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
                 self.peaks[name] = max(self.peaks.get(name, 0.0), round(peak * 1024 / 1e6, 1))
+
+
+    def spent(self) -> dict[str, float]:
+        """CPU seconds since each process began, added up by class."""
+        total: dict[str, float] = {}
+        for name, seconds in list(self._spent.values()):
+            total[name] = total.get(name, 0.0) + seconds
+        return total
+
+
+def per_round(before: Mapping[str, float], after: Mapping[str, float], rounds: int) -> dict[str, float]:
+    """CPU seconds of each class between two looks, for one of ``rounds`` rounds."""
+    return {name: round((after[name] - before.get(name, 0.0)) / max(1, rounds), 3) for name in after}
 
 
 def _descends(pid: int) -> bool:
@@ -121,12 +139,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = LIMIT_S) -> Any:
+def wait_for(
+    condition: Callable[[], Any], what: str, seconds: float = LIMIT_S, *, every_s: float = 0.1
+) -> Any:
     until = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > until:
             raise SystemExit(f"{what} did not happen within {seconds:g} s")
-        time.sleep(0.1)
+        time.sleep(every_s)
     return found
 
 
@@ -175,7 +195,7 @@ def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
     folder.mkdir(parents=True)
     names = [f"lab-{number}" for number in range(sites)]
     with ExitStack() as stack:
-        memory = stack.enter_context(Memory(OURS))
+        watch = stack.enter_context(Watch(OURS))
         operator = start_hub(stack, folder)
         homes = {name: enrol(folder, operator, name) for name in ["owner", *names]}
         for name, home in homes.items():
@@ -198,12 +218,13 @@ def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
         began = time.monotonic()
         client.start_run(plan)
         wait_for(lambda: client.run(plan).rounds, "the first round")
-        first = time.monotonic() - began
-        run = wait_for(lambda: _ended(client.run(plan)), "the end of our run")
+        first, before = time.monotonic() - began, watch.spent()
+        run = wait_for(lambda: _ended(client.run(plan)), "the end of our run", every_s=1.0)
         if run.state != "finished":
             raise SystemExit(f"our run ended {run.state}: {run.reason}")
-        figures = Figures([one.seconds for one in run.rounds], {}, round(first, 2))
-    figures.peak_rss_mb = memory.peaks
+        spent = per_round(before, watch.spent(), rounds - 1)
+        figures = Figures([one.seconds for one in run.rounds], {}, spent, round(first, 2))
+    figures.peak_rss_mb = watch.peaks
     return figures
 
 
@@ -366,7 +387,7 @@ def stock(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
     tools, port, out = Path(sys.executable).parent, free_port(), folder / "times.json"
     bundle = build_bundle(APP)
     with ExitStack() as stack:
-        memory = stack.enter_context(Memory(STOCK))
+        watch = stack.enter_context(Watch(STOCK))
 
         def start(name: str, *arguments: str) -> None:
             surroundings = {
@@ -398,8 +419,8 @@ def stock(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
             raise SystemExit("stock Flower's run failed:\n" + "".join(control.logs(run))[-2000:])
         times = json.loads(out.read_text())
         seconds = [round(after - before, 3) for before, after in itertools.pairwise(times)]
-        figures = Figures(seconds, {}, round(times[1] - began, 2))
-    figures.peak_rss_mb = memory.peaks
+        figures = Figures(seconds, {}, {}, round(times[1] - began, 2))
+    figures.peak_rss_mb = watch.peaks
     return figures
 
 
@@ -429,6 +450,10 @@ def table(figures: Mapping[str, Figures], mb: float, sites: int) -> str:
             f"{name:8} {one.median:9.3f} {min(seconds):8.3f} {max(seconds):8.3f} "
             f"{one.start_to_first_round_s:10.2f}   {memory}"
         )
+    for name, one in figures.items():
+        if one.cpu_s_per_round:
+            spent = ", ".join(f"{kind} {value:.2f}" for kind, value in sorted(one.cpu_s_per_round.items()))
+            lines.append(f"{name}: CPU seconds a round: {spent}")
     if len(figures) == 2:
         lines.append(f"ours takes 1/{figures['stock'].median / figures['ours'].median:.1f} of stock's time")
     return "\n".join(lines)
