@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from federation.app_terms import AppTerms, app_members, take_app
 from federation.fields import Schema, as_expected, boolean, decimal, integer, one_of, problems, text
 from federation.harmonising import OPTIONS, Harmonise, option_problems, options, read_harmonise
 from federation.recipes.catalogue import RECIPES, Recipe
@@ -104,6 +105,7 @@ class Config:
         raw, digest: the file's bytes and their SHA-256.
         harmonise: the columns that all sites scale alike, or None. report: whether the run ends with one.
         smallest_cohort: fewer rows than this are told of nowhere.
+        app: a lab's own code instead of a recipe, or None. ``recipe`` is then a name that nobody installs.
     """
 
     recipe: str
@@ -125,6 +127,7 @@ class Config:
     harmonise: Harmonise | None = None
     report: bool = False
     smallest_cohort: int = 1
+    app: AppTerms | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class TrainingPlan:
     Attributes:
         id: the plan's statement id.
         sites: participants in the plan's order, which is the order updates are folded in.
-        base: asset id of the base version. ``code``: digest of ``recipe.json``.
+        base: asset id of the base version. ``code``: digest of ``recipe.json`` or of the app bundle.
         expires: seconds since 1970, UTC.
         epsilon, delta: the plan's privacy terms, or None when it promises none.
     """
@@ -184,27 +187,26 @@ def make_config(
     count_labels: bool = False,
     report: bool = False,
     smallest_cohort: int | None = None,
+    app: AppTerms | None = None,
 ) -> bytes:
-    """The bytes of a ``config.json`` for a recipe installed here, already checked.
+    """The bytes of a ``config.json`` for a recipe installed here, or an app, already checked.
 
     Args:
         parameters, strategy_parameters: values as JSON has them, or as a person types them; the strategy's
             defaults are filled in.
         weighting: "equal" for strategies that know no other and "examples" for others when None.
         harmonise, count_labels, report, smallest_cohort: see ``harmonising.options``.
+        app: code instead of a recipe; ``recipe`` and ``parameters`` are then not read.
     Raises:
         Rejected: ``E_CONFIG``, naming every bad field; ``E_RECIPE``: no such recipe is installed here.
     """
-    installed = _installed(recipe)
+    if app is not None:
+        parameters = app.parameters
     given = {**_SERVER_DEFAULTS.get(strategy, {}), **(strategy_parameters or {})}
     raw = canonical(
         {
             "type": CONFIG_TYPE,
-            "recipe": {
-                "name": recipe,
-                "version": installed.version,
-                "parameters": _typed(parameters, installed.parameters),
-            },
+            **(_recipe_members(recipe, parameters) if app is None else app_members(app)),
             "strategy": {"name": strategy, "parameters": _typed(given, _SERVER.get(strategy, {}))},
             "seed": seed,
             "weighting": weighting or ("equal" if strategy in _EQUAL_ONLY else "examples"),
@@ -228,6 +230,12 @@ def make_config(
     return read_config(raw).raw
 
 
+def _recipe_members(recipe: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    installed = _installed(recipe)
+    typed = _typed(parameters, installed.parameters)
+    return {"recipe": {"name": recipe, "version": installed.version, "parameters": typed}}
+
+
 def _typed(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return {
         name: as_expected(value, schema[name]) if name in schema else value for name, value in values.items()
@@ -242,7 +250,9 @@ def read_config(raw: bytes) -> Config:
     Raises:
         Rejected: ``E_CONFIG``: not canonical JSON, or at least one bad field; the message names every one.
     """
-    value = read_canonical(raw, code="E_CONFIG", limit=CONFIG_BYTES)
+    app, value, found = take_app(read_canonical(raw, code="E_CONFIG", limit=CONFIG_BYTES))
+    if found:
+        raise _rejected("config.json", found)
     optional = {name: rule for name, rule in OPTIONS.items() if isinstance(value, dict) and name in value}
     found = problems(value, {**_CONFIG, **optional})
     recipe, strategy = _part(value, "recipe"), _part(value, "strategy")
@@ -275,6 +285,7 @@ def read_config(raw: bytes) -> Config:
         harmonise=read_harmonise(value),
         report=value.get("report", False),
         smallest_cohort=value.get("smallestCohort", 1),
+        app=app,
     )
 
 
@@ -309,6 +320,8 @@ def check_recipe(config: Config, code: str) -> None:
     Raises:
         Rejected: ``E_RECIPE``: no such recipe here, or its files have another digest; ``E_CONFIG``.
     """
+    if config.app is not None:
+        raise Rejected("E_RECIPE", f"the plan's code is the app {config.app.sha256}, not a recipe")
     installed = sha256_hex(build_recipe(config.recipe))
     if installed != code:
         raise Rejected(
@@ -322,7 +335,8 @@ def check_recipe(config: Config, code: str) -> None:
 def read_plan(statement: Statement, recipe: bytes, config: bytes) -> TrainingPlan:
     """One object from a plan statement and the two files that it names.
 
-    Says nothing about who signed the statement or whether the recipe is installed: see ``check_recipe``.
+    Says nothing about who signed the statement or whether the recipe is installed: see ``check_recipe``. Of a
+    plan of an app, ``recipe`` is empty: the app travels by its digest.
 
     Raises:
         Rejected: ``E_PLAN``: a file has another digest than the plan says, or statement, recipe and config
@@ -333,12 +347,12 @@ def read_plan(statement: Statement, recipe: bytes, config: bytes) -> TrainingPla
     digests = [digest for _, digest in statement.subjects]
     if len(digests) != 3:
         raise Rejected("E_PLAN", f"plan {statement.id}: expected 3 subjects, found {len(digests)}")
-    for name, digest, raw in (("recipe.json", digests[0], recipe), ("config.json", digests[2], config)):
-        if sha256_hex(raw) != digest:
-            raise Rejected(
-                "E_PLAN", f"plan {statement.id}: {name} should be {digest}, these bytes are {sha256_hex(raw)}"
-            )
+    _check_file(statement, "config.json", digests[2], sha256_hex(config))
     settings = read_config(config)
+    if settings.app is None:
+        _check_file(statement, "recipe.json", digests[0], sha256_hex(recipe))
+    else:
+        _check_file(statement, "the app", digests[0], settings.app.sha256)
     terms = statement.predicate
     plan = TrainingPlan(
         id=statement.id,
@@ -356,6 +370,11 @@ def read_plan(statement: Statement, recipe: bytes, config: bytes) -> TrainingPla
     )
     _check_agreement(plan, terms["strategy"], recipe)
     return plan
+
+
+def _check_file(statement: Statement, name: str, named: str, found: str) -> None:
+    if found != named:
+        raise Rejected("E_PLAN", f"plan {statement.id}: {name} should be {named}, it is {found}")
 
 
 def make_model_config(recipe: str, parameters: Mapping[str, Any]) -> bytes:
@@ -503,9 +522,13 @@ def _together(value: dict[str, Any]) -> list[str]:
 def _check_agreement(plan: TrainingPlan, strategy: str, recipe: bytes) -> None:
     """Check that statement, recipe and config speak of the same training."""
     found = []
-    named = read_canonical(recipe, code="E_RECIPE", limit=RECIPE_BYTES)
-    names = (named.get("name"), named.get("version")) if isinstance(named, dict) else (None, None)
     config = plan.config
+    names = (config.recipe, config.recipe_version)
+    if config.app is None:
+        named = read_canonical(recipe, code="E_RECIPE", limit=RECIPE_BYTES)
+        names = (named.get("name"), named.get("version")) if isinstance(named, dict) else (None, None)
+    elif recipe:
+        found.append("a plan of an app has no recipe.json")
     if names != (config.recipe, config.recipe_version):
         found.append(
             f"recipe.json is {shown(names[0])} version {shown(names[1])}, "
