@@ -11,7 +11,7 @@ is not its business: ``federation.flower.node`` does.
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,18 @@ from federation import training, transfer
 from federation.compression import Feedback
 from federation.consents import Consent, check_plan_allowed, find_consent
 from federation.deciding import read_checked_plan
+from federation.figures import FIGURES_FILE
+from federation.harmonising import STATISTICS_FILE
 from federation.home import Home, LocalDataset
 from federation.ledger import Answer, KeptOrder, KeptRefusal, SiteLedger
+from federation.measuring import (
+    JointScaling,
+    Told,
+    fetch_base,
+    measure_benefit,
+    measure_columns,
+    statistics_of_order,
+)
 from federation.messages import (
     InputReference,
     OrderMessage,
@@ -34,6 +44,7 @@ from federation.messages import (
 from federation.orders import Order, OrderDesk, read_order, told
 from federation.plan import TrainingPlan, build_recipe, check_recipe
 from federation.recipes.catalogue import RECIPES
+from federation.site_policy import read_policy
 from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
 from storage.manifests import hash_file, read_manifest
@@ -91,6 +102,7 @@ class Agent:
         self._ledger = ledger
         self._clock = clock
         self._desk = OrderDesk(home, client, clock=clock)
+        self._scaling = JointScaling(client)
         self._plans: dict[str, TrainingPlan] = {}
         # The code that this process can have in memory: an upgrade under a running agent changes only the
         # files.
@@ -137,8 +149,7 @@ class Agent:
         answer = self._answered(order)
         if answer is None:
             self._check_data(task.dataset)
-            weights = self._fetch_input(order, message.input)
-            answer = self._train(task, weights) if order.action == "train" else self._evaluate(task, weights)
+            answer = self._do(task, message.input)
         return self._reply(task, answer)
 
     # --- may it be done? ----------------------------------------------------------------------------------
@@ -146,8 +157,6 @@ class Agent:
     def _accept(self, order: Order) -> Task:
         """Consent, plan, code and dataset of an order whose signature and time hold."""
         now = self._clock()
-        if order.action == "statistics":
-            raise Refused("E_ACTION", "no recipe of this fedhub has a statistics round", "plan without one")
         dataset = next((one for one in self._home.datasets() if one.asset_id == order.dataset), None)
         if dataset is None:
             raise Refused("E_DATASET_UNKNOWN", f"no dataset {order.dataset} lies at this site")
@@ -161,6 +170,8 @@ class Agent:
                 f"recipe {plan.config.recipe} was changed under the running agent",
                 "restart the agent",
             )
+        if order.action == "statistics" and plan.config.harmonise is None:
+            raise Refused("E_ACTION", f"plan {plan.id} asks for no joint statistics", "plan with --harmonise")
         return Task(order, consent, plan, dataset)
 
     def _plan(self, plan_id: str) -> TrainingPlan:
@@ -224,6 +235,28 @@ class Agent:
 
     # --- doing it -----------------------------------------------------------------------------------------
 
+    def _do(self, task: Task, reference: InputReference) -> Answer:
+        """What an order says, for the first time; in the ledger before it is answered."""
+        order = task.order
+        cohort = max(task.plan.config.smallest_cohort, read_policy(self._home).smallest_cohort)
+        if order.action == "statistics":
+            told = measure_columns(task.plan, order.dataset, task.dataset.folder, cohort)
+            answer = self._answer_of(task, told)
+        else:
+            parameters = self._scaling.parameters(task.plan, order.statement)
+            weights = self._fetch_input(order, reference)
+            do = self._train if order.action == "train" else self._evaluate
+            answer = do(task, weights, parameters, cohort)
+        self._ledger.save_answer(answer)
+        if order.action == "train":
+            self._forget_residuals(order)
+        return answer
+
+    def _answer_of(self, task: Task, told: Told) -> Answer:
+        return self._new_answer(
+            task, examples=told.examples, metrics=told.metrics, update=None, figures=told.figures
+        )
+
     def _fetch_input(self, order: Order, reference: InputReference) -> Path:
         """The weights that the order names, fetched by digest from where the home's own hub says they lie."""
         path = self._inputs / f"{order.input}.safetensors"
@@ -246,12 +279,12 @@ class Agent:
         _keep_newest(self._inputs)
         return path
 
-    def _train(self, task: Task, weights: Path) -> Answer:
+    def _train(self, task: Task, weights: Path, parameters: Mapping[str, Any], cohort: int) -> Answer:
         order, config = task.order, task.plan.config
         out = self._updates / "in-work.safetensors"
         result = training.train(
             config.recipe,
-            config.parameters,
+            parameters,
             weights,
             task.dataset.folder,
             out,
@@ -262,15 +295,12 @@ class Agent:
         )
         out.replace(self._update_path(result.sha256))
         _keep_newest(self._updates)
-        answer = self._new_answer(
+        return self._new_answer(
             task,
             examples=result.examples,
-            metrics=dict(result.metrics),
+            metrics=dict(result.metrics) if result.examples >= cohort else {},
             update=(result.sha256, result.size),
         )
-        self._ledger.save_answer(answer)
-        self._forget_residuals(order)
-        return answer
 
     def _feedback(self, task: Task) -> Feedback:
         """How this round's update travels. What it leaves out lies in a file named by the round, and only the
@@ -296,13 +326,18 @@ class Agent:
             if path != kept:
                 path.unlink(missing_ok=True)
 
-    def _evaluate(self, task: Task, weights: Path) -> Answer:
-        config = task.plan.config
-        found = training.evaluate(config.recipe, config.parameters, weights, task.dataset.folder)
-        metrics = {name: value for name, value in found.items() if name != "examples"}
-        answer = self._new_answer(task, examples=int(found["examples"]), metrics=metrics, update=None)
-        self._ledger.save_answer(answer)
-        return answer
+    def _evaluate(self, task: Task, weights: Path, parameters: Mapping[str, Any], cohort: int) -> Answer:
+        config, order, data = task.plan.config, task.order, task.dataset.folder
+        if config.report and order.round == task.plan.rounds:
+            base = fetch_base(self._home, self._client, task.plan, self._inputs)
+            told = measure_benefit(
+                task.plan, order.statement, parameters, data, cohort, weights=weights, base=base
+            )
+            return self._answer_of(task, told)
+        found = training.evaluate(config.recipe, parameters, weights, data)
+        count = int(found["examples"]) if found["examples"] >= cohort else 0
+        metrics = {name: value for name, value in found.items() if name != "examples" and count}
+        return self._new_answer(task, examples=count, metrics=metrics, update=None)
 
     def _new_answer(
         self,
@@ -311,6 +346,7 @@ class Agent:
         examples: int,
         metrics: dict[str, float | int],
         update: tuple[str, int] | None,
+        figures: bytes | None = None,
     ) -> Answer:
         order = task.order
         sha256, size = update or (None, None)
@@ -329,6 +365,7 @@ class Agent:
             metrics=metrics,
             epsilon=None,
             delta=None,
+            figures=figures,
         )
 
     def _update_path(self, sha256: str) -> Path:
@@ -374,7 +411,8 @@ class Agent:
         if bundle is None:
             bundle = self._sign_receipt(task, answer)
             self._ledger.save_receipt(answer, open_envelope(bundle).id, bundle, logged=False)
-        record = self._client.post_statement(bundle)
+        files = {} if answer.figures is None else {FIGURES_FILE: answer.figures}
+        record = self._client.post_statement(bundle, files)
         logged = record.bundle.encode()
         self._check_own_receipt(answer, logged, record.id)
         self._ledger.save_receipt(answer, record.id, logged, logged=True)
@@ -392,10 +430,14 @@ class Agent:
         }
         if last is not None and last.receipt_id is not None:
             members["previous"] = last.receipt_id
-        subject = ("manifest.json", answer.dataset)
+        subjects = [("manifest.json", answer.dataset)]
         if answer.update_sha256 is not None:
-            subject = ("update.safetensors", answer.update_sha256)
-        return self._home.sign("receipt", [subject], members, now=int(self._clock()))
+            scaled_by = statistics_of_order(task.order.statement)
+            subjects = [("update.safetensors", answer.update_sha256)]
+            subjects += [] if scaled_by is None else [(STATISTICS_FILE, scaled_by)]
+        if answer.figures is not None:
+            subjects.append((FIGURES_FILE, sha256_hex(answer.figures)))
+        return self._home.sign("receipt", subjects, members, now=int(self._clock()))
 
     def _still_fresh(self, bundle: bytes | None) -> bool:
         if bundle is None:

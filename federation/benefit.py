@@ -4,6 +4,8 @@ Pure but for ``check_report``, by which an owner, a lab or an auditor believes t
 is checked under this home's own pins, every figure against the digest in it, every word made again.
 """
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation import wire
@@ -12,12 +14,14 @@ from federation.evaluation import interval, verdict
 from federation.figures import FIGURES_FILE, ReportFigures, read_report
 from federation.home import Home
 from federation.plan import TrainingPlan
-from storage.encoding import sha256_hex
-from storage.errors import Refused, Rejected
+from storage.encoding import read_json, sha256_hex
+from storage.errors import Refused, Rejected, Unchecked
 from storage.statements import Statement
 
 if TYPE_CHECKING:
     from federation.client import HubClient
+
+REPORT_BYTES = 8 << 20
 
 
 def site_benefit(institution: str, dataset: str, receipt: str, raw: bytes) -> wire.SiteBenefit:
@@ -63,6 +67,21 @@ def is_told(receipt: Statement, plan: TrainingPlan, dataset: str, figures: Repor
         plan.id,
         plan.rounds,
     )
+
+
+def read_saved(path: Path) -> wire.BenefitReport:
+    """A report that ``fedhub run report --json`` printed.
+
+    Raises:
+        Unchecked: ``E_INPUT``: it cannot be read, or is none.
+    """
+    try:
+        value = read_json(path.read_bytes(), code="E_INPUT", limit=REPORT_BYTES)
+        members = {name: value[name] for name in value if name in wire.BenefitReport.model_fields}
+        return wire.BenefitReport.model_validate_json(json.dumps(members))
+    except (OSError, Rejected, ValueError, TypeError) as error:
+        hint = "save one with: fedhub --json run report PLAN"
+        raise Unchecked("E_INPUT", f"{path}: no benefit report that can be read", hint) from error
 
 
 def check_report(

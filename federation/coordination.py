@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import transfer
+from federation import asking, transfer
 from federation.closing import Closing, Stopped
 from federation.delivery import Exchange
+from federation.messages import InputReference
 from federation.plan import read_config
 from federation.round_desk import RoundDesk, Weights
 from federation.strategies import make_strategy
@@ -77,11 +78,14 @@ class Coordinator:
         over = threading.Event()
         threading.Thread(target=self._beat, args=(over,), name="alive", daemon=True).start()
         try:
+            asking.harmonise(self, work, config)
             closing = Closing(self, work, config, strategy)
             weights = Weights(self, work.input)
             for number in range(work.next_round, work.rounds + 1):
                 desk = RoundDesk(self, work, config, closing, number, weights)
                 weights = desk.run()
+            last = InputReference(sha256=weights.sha256, size=weights.size)
+            asking.report(self, work, config, last)
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="finished"))
             shutil.rmtree(self.folder, ignore_errors=True)
         except Stopped as stop:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from federation import transfer
 from federation.deciding import read_checked_plan, read_signed
+from federation.harmonising import STATISTICS_FILE
 from federation.home import Home
+from federation.joint_statistics import check_statistics
 from federation.plan import TrainingPlan
 from federation.publishing import push_version
 from federation.pulling import beside, fetch_files, manifest_of
@@ -39,6 +41,12 @@ class Chain:
     def aggregate(self) -> str:
         """Digest of the weights that the run ended with."""
         return self.rounds[-1].subject
+
+    @property
+    def statistics(self) -> str | None:
+        """Digest of the joint statistics by which all rounds scaled their rows, or None."""
+        named = self.rounds[-1].subjects[1:]
+        return named[0].digest if named else None
 
 
 def finish_run(
@@ -77,6 +85,8 @@ def finish_run(
         weights = files / plan.config.weights
         weights.unlink()
         transfer.fetch(where.url, weights, chain.aggregate, where.size, where.parts)
+        if chain.statistics is not None:
+            check_statistics(home, client, plan, chain.statistics).keep_with(files, plan.config.parameters)
         version = push_version(
             home,
             client,
@@ -116,6 +126,10 @@ def check_chain(home: Home, client: "HubClient", plan: TrainingPlan, base: Manif
         said = found.predicate
         expected = previous.subject if previous else weights
         follows = said.get("previous") == (previous.id if previous else None)
+        if previous and found.subjects[1:] != previous.subjects[1:]:
+            raise Rejected(
+                "E_ROUND_CHAIN", f"round statement {found.id} scales by other statistics than before"
+            )
         if said["plan"] != plan.id or said["round"] != number or said["input"] != expected or not follows:
             message = f"round statement {found.id} does not continue round {number - 1} of plan {plan.id}"
             raise Rejected(
@@ -155,7 +169,9 @@ def _check_receipts(
         receipt = read_signed(home, client, record.bundle, kind="receipt", issuer=record.issuer)
         said = receipt.predicate
         same = (said.get("plan"), said.get("round"), said.get("input"), said["action"])
-        if receipt.id != receipt_id or same != (plan.id, number, found.predicate["input"], "train"):
+        same_scaling = receipt.subjects[1:] == found.subjects[1:]
+        wanted = (plan.id, number, found.predicate["input"], "train")
+        if receipt.id != receipt_id or same != wanted or not same_scaling:
             message = f"receipt {receipt_id} is not of round {number} of plan {plan.id}"
             raise Rejected("E_RECEIPT_CHAIN", message)
         sites.add(said["grant"])
@@ -167,6 +183,7 @@ def _check_receipts(
 def _provenance(home: Home, plan: TrainingPlan, chain: Chain, made: Manifest) -> bytes:
     named = [("receipt", each) for each in chain.receipts]
     named += [("round", each.id) for each in chain.rounds]
+    named += [] if chain.statistics is None else [(STATISTICS_FILE, chain.statistics)]
     named += [("manifest.json", plan.base), ("recipe.json", plan.code)]
     predicate = {
         "buildDefinition": {

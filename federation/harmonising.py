@@ -10,7 +10,7 @@ name: one site's own figures would else be everybody's. Pure: no numpy, no files
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
@@ -74,25 +74,18 @@ class Statistics:
 
     def scaled(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """A recipe's parameters with the joint ``center`` and ``scale`` of the columns that have them."""
-        joint = {column.name: column for column in self.columns if column.kept is None}
-        names = parameters["columns"]
-        return {
-            **parameters,
-            "center": [
-                _either(joint.get(name), "center", old) for name, old in _pairs(names, parameters["center"])
-            ],
-            "scale": [
-                _either(joint.get(name), "scale", old) for name, old in _pairs(names, parameters["scale"])
-            ],
-        }
+        return rescaled(parameters, self.columns)
 
 
-def _pairs(names: Sequence[str], values: Sequence[str]) -> list[tuple[str, str]]:
-    return list(zip(names, values, strict=True))
-
-
-def _either(column: Scaling | None, name: str, old: str) -> str:
-    return old if column is None else str(getattr(column, name))
+def rescaled(parameters: Mapping[str, Any], columns: Iterable[Scaling]) -> dict[str, Any]:
+    """A recipe's parameters with the ``center`` and ``scale`` of these columns; others keep their own."""
+    found = {column.name: column for column in columns if column.kept is None}
+    known = zip(parameters["columns"], parameters["center"], parameters["scale"], strict=True)
+    pairs = [
+        (found[name].center, found[name].scale) if name in found else (center, scale)
+        for name, center, scale in known
+    ]
+    return {**parameters, "center": [one for one, _ in pairs], "scale": [one for _, one in pairs]}
 
 
 # --- the sum ------------------------------------------------------------------------------------------------
@@ -119,8 +112,9 @@ def pool(parts: Sequence[Column]) -> tuple[int, float, float]:
     return count, mean, squares
 
 
-def _scaling(name: str, parts: Sequence[Column]) -> Scaling:
-    if len(parts) < LEAST_SITES:
+def scaling(name: str, parts: Sequence[Column], *, least: int = LEAST_SITES) -> Scaling:
+    """One column over the sites that told of it, or why it keeps its own: fewer than ``least`` did."""
+    if len(parts) < least:
         return Scaling(name, kept="too few")
     count, mean, squares = pool(parts)
     center = decimal_text(mean)
@@ -161,7 +155,7 @@ def join(
     columns = []
     for name in harmonise.columns:
         parts = [column for _, each in figures if (column := each.columns[name]) is not None]
-        columns.append(_scaling(name, parts))
+        columns.append(scaling(name, parts))
     labels = _labels([each.labels for _, each in figures if each.labels is not None])
     value: dict[str, Any] = {
         "type": STATISTICS_TYPE,

@@ -28,8 +28,8 @@ CREATE TABLE IF NOT EXISTS answers (
     plan TEXT NOT NULL, dataset TEXT NOT NULL, action TEXT NOT NULL, round INTEGER NOT NULL, input TEXT NOT
     NULL, order_id TEXT NOT NULL REFERENCES orders(id), grant_id TEXT NOT NULL, done_at INTEGER NOT NULL,
     update_sha256 TEXT, update_size INTEGER, examples INTEGER NOT NULL, metrics TEXT NOT
-    NULL, epsilon TEXT, delta TEXT, receipt_id TEXT, receipt BLOB, logged INTEGER NOT NULL DEFAULT 0, PRIMARY
-    KEY (plan, dataset, action, round)
+    NULL, epsilon TEXT, delta TEXT, receipt_id TEXT, receipt BLOB, logged INTEGER NOT NULL DEFAULT 0,
+    figures BLOB, PRIMARY KEY (plan, dataset, action, round)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS refusals (
     order_id TEXT NOT NULL, code TEXT NOT NULL, plan TEXT NOT NULL, dataset TEXT NOT NULL, round INTEGER NOT
@@ -40,10 +40,15 @@ CREATE TABLE IF NOT EXISTS checked_files (
     path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
     sha256 TEXT NOT NULL
 ) STRICT;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 """
-_VERSION = 2
-_FROM_1 = "BEGIN; ALTER TABLE answers DROP COLUMN update_parts; PRAGMA user_version = 2; COMMIT;"
+_VERSION = 3
+_FROM_2 = "ALTER TABLE answers ADD COLUMN figures BLOB; PRAGMA user_version = 3; COMMIT;"
+_STEPS = {
+    0: f"BEGIN; {_SCHEMA} COMMIT;",
+    1: f"BEGIN; ALTER TABLE answers DROP COLUMN update_parts; {_FROM_2}",
+    2: f"BEGIN; {_FROM_2}",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Answer:
         update_sha256, update_size: of the update; None for an evaluation.
         receipt: bundle, once signed; ``logged``: whether the hub has admitted it to the log.
         epsilon, delta: cumulative for this plan and dataset, where a privacy mechanism accounts for them.
+        figures: ``figures.json``, which the receipt names; None where the action has none.
     """
 
     plan: str
@@ -89,6 +95,7 @@ class Answer:
     receipt_id: str | None = None
     receipt: bytes | None = None
     logged: bool = False
+    figures: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ class SiteLedger:
                 "update fedhub",
             )
         if version < _VERSION:
-            self._db.executescript(_FROM_1 if version == 1 else f"BEGIN; {_SCHEMA} COMMIT;")
+            self._db.executescript(_STEPS[version])
 
     def close(self) -> None:
         self._db.close()
@@ -196,7 +203,7 @@ class SiteLedger:
         """
         try:
             self._write(
-                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0)",
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0, ?)",
                 answer.plan,
                 answer.dataset,
                 answer.action,
@@ -211,6 +218,7 @@ class SiteLedger:
                 json.dumps(answer.metrics, allow_nan=False),
                 answer.epsilon,
                 answer.delta,
+                answer.figures,
             )
         except sqlite3.IntegrityError as error:
             raise Misuse(

@@ -335,7 +335,9 @@ def _module(recipe: str, parameters: Mapping[str, Any]) -> RecipeModule:
 
 
 def _rows(module: RecipeModule, parameters: Mapping[str, Any], path: Path) -> Rows:
-    return read_rows(path, module.columns(parameters), parameters["classes"])
+    # Where a recipe has a center for each column, that is what an empty cell stands for.
+    blanks = "center" in parameters
+    return read_rows(path, module.columns(parameters), parameters["classes"], blanks=blanks)
 
 
 def _tensors(module: RecipeModule, parameters: Mapping[str, Any], rows: Rows) -> "tuple[Tensor, Tensor]":

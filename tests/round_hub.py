@@ -20,8 +20,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from federation import wire
+from federation.figures import read_columns
+from federation.harmonising import join
 from federation.home import Home, Place
-from federation.plan import build_recipe, make_config
+from federation.plan import build_recipe, make_config, read_config
 from storage.blob_server import BlobServer
 from storage.blobs import FolderStore
 from storage.checkpoint import LogKey
@@ -102,6 +104,8 @@ class RoundHub:
     events: list[wire.EventReport] = field(default_factory=list)
     ended: wire.RunEnd | None = None
     registered: dict[str, str] = field(default_factory=dict)  # institution -> PEM
+    files: dict[str, bytes] = field(default_factory=dict)  # digest -> what came with a statement
+    statistics: bytes | None = None
     allow: Callable[[str], bool] = lambda dataset: True  # which sites get orders
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -346,7 +350,27 @@ class RoundHub:
                 slot: self.weights(file.sha256)
                 for slot, file in (self.rounds[-1].state if self.rounds else {}).items()
             },
+            statistics=None if self.statistics is None else sha256_hex(self.statistics),
         )
+
+    def join_statistics(self, report: wire.StatisticsReport) -> wire.JointStatistics:
+        assert self.plan is not None
+        self.check_attempt(report.attempt)
+        if self.statistics is None:
+            config = read_config(unb64(self.plan.config))
+            told = {one.id: one for one in self.receipts()}
+            parts = [(one, read_columns(self.files[told[one].subjects[1].digest])) for one in report.receipts]
+            assert config.harmonise is not None
+            self.statistics = join(self.plan.id, config.harmonise, config.smallest_cohort, parts).raw
+        return self.joint_statistics()
+
+    def joint_statistics(self) -> wire.JointStatistics:
+        if self.statistics is None:
+            raise Unchecked("E_NOT_FOUND", "no statistics")
+        return wire.JointStatistics(sha256=sha256_hex(self.statistics), document=self.statistics.decode())
+
+    def _scaled_by(self) -> list[tuple[str, str]]:
+        return [] if self.statistics is None else [("statistics.json", sha256_hex(self.statistics))]
 
     def orders(self, request: wire.OrdersRequest) -> wire.Orders:
         assert self.plan is not None
@@ -371,7 +395,9 @@ class RoundHub:
             "deadline": request.deadline,
             **changes,
         }
-        return self.operator.sign("order", [("model.safetensors", str(members["input"]))], members)
+        subjects = [("model.safetensors", str(members["input"]))]
+        subjects += self._scaled_by() if members["action"] != "statistics" else []
+        return self.operator.sign("order", subjects, members)
 
     def check_attempt(self, attempt: int) -> None:
         if attempt != self.attempt:
@@ -393,7 +419,8 @@ class RoundHub:
         }
         rounds = [one for one in self.statements if one.kind == "round"]
         members |= {"previous": rounds[-1].id} if rounds else {}
-        bundle = self.operator.sign("round", [("model.safetensors", report.aggregate)], members)
+        subjects = [("model.safetensors", report.aggregate), *self._scaled_by()]
+        bundle = self.operator.sign("round", subjects, members)
         record = self.post(bundle.decode())
         self.rounds.append(report)
         return record
@@ -435,7 +462,14 @@ class LocalClient:
     def post_statement(
         self, bundle: bytes | str, attachments: Mapping[str, bytes] | None = None
     ) -> wire.StatementRecord:
+        self.hub.files |= {sha256_hex(data): data for data in (attachments or {}).values()}
         return self.hub.post(bundle if isinstance(bundle, str) else bundle.decode())
+
+    def statistics(self, plan_id: str) -> wire.JointStatistics:
+        return self.hub.joint_statistics()
+
+    def join_statistics(self, plan_id: str, report: wire.StatisticsReport) -> wire.JointStatistics:
+        return self.hub.join_statistics(report)
 
     def all_statements(self, **wanted: str | None) -> Iterator[wire.StatementRecord]:
         for record in list(self.hub.statements):
@@ -558,7 +592,8 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
         case "GET", ["institutions", name, "keyring"]:
             return {"roots": client.keyring(name)}
         case "POST", ["statements"]:
-            found = client.post_statement(said["bundle"])
+            files = {name: unb64(text) for name, text in said.get("attachments", {}).items()}
+            found = client.post_statement(said["bundle"], files)
         case "GET", ["statements"]:
             return {"items": [one.model_dump(mode="json") for one in client.all_statements()], "next": None}
         case "POST", ["sites"]:
@@ -577,6 +612,10 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
             found = hub.weights(sha256)
         case "POST", ["runs", _, "orders"]:
             found = hub.orders(wire.OrdersRequest.model_validate(said))
+        case "GET", ["runs", _, "statistics"]:
+            found = hub.joint_statistics()
+        case "POST", ["runs", _, "statistics"]:
+            found = hub.join_statistics(wire.StatisticsReport.model_validate(said))
         case "POST", ["runs", _, "rounds"]:
             found = hub.report_round(wire.RoundReport.model_validate(said))
         case "POST", ["runs", _, "events"]:

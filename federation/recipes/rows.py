@@ -48,12 +48,13 @@ class Rows:
         return len(self.labels)
 
 
-def read_rows(path: Path, columns: Sequence[str], classes: int) -> Rows:
+def read_rows(path: Path, columns: Sequence[str], classes: int, *, blanks: bool = False) -> Rows:
     """Read a whole CSV file.
 
     Args:
         columns: names of the F feature columns.
         classes: labels are from 0 to ``classes - 1``.
+        blanks: whether an empty cell of a feature is a missing value, NaN, rather than an error.
     Raises:
         Unchecked: ``E_DATA_MISSING``: the file cannot be read.
         Rejected: ``E_DATA``, naming the file, the line (from 1) and the rule that it breaks.
@@ -62,7 +63,7 @@ def read_rows(path: Path, columns: Sequence[str], classes: int) -> Rows:
         if path.stat().st_size > MAX_BYTES:
             raise _broken(path, 1, f"a file should have at most {MAX_BYTES} bytes")
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return _read(path, _lines(path, file), columns, classes)
+            return _read(path, _lines(path, file), columns, classes, blanks)
     except OSError as error:
         raise Unchecked(
             "E_DATA_MISSING",
@@ -86,7 +87,9 @@ def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
         yield reader.line_num, cells
 
 
-def _read(path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str], classes: int) -> Rows:
+def _read(
+    path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str], classes: int, blanks: bool
+) -> Rows:
     _, header = next(lines, (1, []))
     places = _places(path, header, columns)
     label_place = header.index(LABEL)
@@ -97,7 +100,7 @@ def _read(path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[
         if len(labels) == MAX_ROWS or len(labels) * len(columns) > MAX_CELLS:
             raise _broken(path, line, f"a file should have at most {MAX_ROWS} rows and {MAX_CELLS} cells")
         labels.append(_label(path, line, cells[label_place], classes))
-        features.extend(_numbers(path, line, cells, places, header))
+        features.extend(_numbers(path, line, cells, places, header, blanks))
     if not labels:
         raise _broken(path, 1, "expected at least one row below the header")
     shape = (len(labels), len(columns))
@@ -127,11 +130,14 @@ def _label(path: Path, line: int, cell: str, classes: int) -> int:
 
 
 def _numbers(
-    path: Path, line: int, cells: list[str], places: list[int], header: Sequence[str]
+    path: Path, line: int, cells: list[str], places: list[int], header: Sequence[str], blanks: bool
 ) -> list[float]:
     values = [_number(cells[place]) for place in places]
     if any(map(math.isnan, values)):
-        bad = next(place for place in places if math.isnan(_number(cells[place])))
+        wrong = [place for place, value in zip(places, values, strict=True) if math.isnan(value)]
+        bad = next((place for place in wrong if cells[place] or not blanks), None)
+        if bad is None:
+            return values
         raise _broken(path, line, f"column {header[bad]} should be a number such as 12 or -0.5")
     return values
 

@@ -1,7 +1,8 @@
 """Recipe ``tabular-classification``: rows of numbers to classes, by a linear model or one hidden layer.
 
 The plan names the columns and, for all sites alike, what is taken from each (``center``) and what the rest is
-divided by (``scale``): figures that the sites agreed on, never computed from rows behind their back.
+divided by (``scale``): figures that the sites agreed on, never computed from rows behind their back. A plan
+may have them made from all sites' statistics before round 1 (``federation.harmonising``).
 
 Letters: N rows, F columns.
 """
@@ -23,10 +24,10 @@ def columns(parameters: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def inputs(parameters: Mapping[str, Any], features: NDArray[np.float32]) -> Tensor:
-    """What the model takes, shape (N, F): ``(value - center) / scale``."""
+    """What the model takes, shape (N, F): ``(value - center) / scale``; 0 where a value is missing (NaN)."""
     center = torch.tensor([float(value) for value in parameters["center"]])
     scale = torch.tensor([float(value) for value in parameters["scale"]])
-    return (torch.from_numpy(features) - center) / scale
+    return ((torch.from_numpy(features) - center) / scale).nan_to_num(nan=0.0)
 
 
 def build(parameters: Mapping[str, Any]) -> nn.Module:

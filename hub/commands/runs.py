@@ -1,6 +1,7 @@
 """``fedhub run``: the one execution of a plan, from its start to a signed version."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,6 +152,57 @@ def finish(
     )
 
 
+@app.command("report", cls=Command)
+def report(
+    ctx: typer.Context,
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    check: Annotated[
+        Path | None, typer.Option(help="Check this saved report (--json) against the receipts instead.")
+    ] = None,
+) -> Exit:
+    """What the run brought each site: its own model beside the shared one, checked by your own pins.
+
+    Every row is made again from the figures that the site's signed receipt names. No gain and no loss is
+    claimed while the 95 % intervals overlap.
+    """
+    from federation.benefit import check_report, read_saved
+    from federation.deciding import read_checked_plan
+
+    terminal = terminal_of(ctx)
+    home = home_of(terminal)
+    with home.client() as client:
+        found, _shown = read_checked_plan(home, client, plan)
+        told = client.report(found.id) if check is None else read_saved(check)
+        checked = check_report(home, client, found, told)
+    return terminal.done({**told.model_dump(), "checked": checked}, *report_lines(told, checked))
+
+
+def report_lines(report: "wire.BenefitReport", checked: Mapping[str, str]) -> list[str]:
+    """The report as a table; shares with the 95 % interval around each."""
+    rows = [
+        (
+            each.institution,
+            each.rows or "–",
+            _share(each.local),
+            _share(each.federated),
+            _share(each.majority),
+            each.verdict,
+            f"{short(each.receipt)} {checked.get(each.dataset, '')}" if each.receipt else "–",
+        )
+        for each in report.sites
+    ]
+    return [
+        f"What the run of plan {short(report.plan)} brought each site, on its own held-out rows "
+        f"(nothing is told about fewer than {report.smallest_cohort}):",
+        *table(("site", "rows", "own model", "shared model", "commonest label", "verdict", "receipt"), rows),
+        "Gain or loss: the intervals of the shared model and of the better of the other two do not overlap.",
+    ]
+
+
+def _share(found: "wire.Measured | None") -> str:
+    return "–" if found is None else f"{found.share:.3f} ({found.low:.3f}-{found.high:.3f})"
+
+
 def _watch(terminal: Terminal, client: "HubClient", plan: str, until_s: float | None) -> Exit:
     after, started = 0, time.monotonic()
     run, looked = client.run(plan), started
@@ -187,7 +239,7 @@ def _run_lines(run: "wire.Run") -> list[str]:
         lines += table(("round", "seconds", "sites", "aggregate", "metrics"), rows)
     lines += [f"refused by {each.institution} in round {each.round}: {each.code}" for each in run.refusals]
     if run.state == "finished":
-        lines.append(f"Next: fedhub run finish {short(run.plan)}")
+        lines.append(f"Next: fedhub run report {short(run.plan)}; then fedhub run finish {short(run.plan)}")
     return lines
 
 

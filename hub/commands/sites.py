@@ -112,6 +112,27 @@ def status(ctx: typer.Context) -> Exit:
     )
 
 
+@app.command("policy", cls=Command)
+def policy(
+    ctx: typer.Context,
+    smallest_cohort: Annotated[
+        int | None,
+        typer.Option(help="Tell nothing about fewer rows, whatever a plan says.", min=1, max=1_000_000),
+    ] = None,
+) -> Exit:
+    """Show, or set, what this site insists on beyond what plans say."""
+    from federation.site_policy import SitePolicy, read_policy, write_policy
+
+    home = home_of(terminal := terminal_of(ctx))
+    if smallest_cohort is not None:
+        write_policy(home, SitePolicy(smallest_cohort))
+    found = read_policy(home)
+    return terminal.done(
+        {"smallestCohort": found.smallest_cohort},
+        f"Smallest cohort of this site: {found.smallest_cohort} rows; the larger of this and a plan's holds.",
+    )
+
+
 @app.command("ledger", cls=Command)
 def ledger_(
     ctx: typer.Context,

@@ -303,7 +303,7 @@ def test_after_such_a_crash_the_same_receipt_is_logged(site: Site, monkeypatch: 
     real = site.client.post_statement
     posted: list[bytes] = []
 
-    def logs_and_dies(bundle: bytes) -> StatementRecord:
+    def logs_and_dies(bundle: bytes, *_: object) -> StatementRecord:
         posted.append(bundle)
         real(bundle)
         raise KeyboardInterrupt
@@ -378,7 +378,7 @@ def test_a_hub_that_answers_with_another_receipt_is_not_believed(
     monkeypatch.setattr(
         site.client,
         "post_statement",
-        lambda bundle: first if read_statement(open_envelope(bundle)).kind == "receipt" else real(bundle),
+        lambda bundle, *_: first if read_statement(open_envelope(bundle)).kind == "receipt" else real(bundle),
     )
     assert refusal_of(site, site.do(2)) == "E_RECEIPT"
 
@@ -698,7 +698,7 @@ def test_a_receipt_that_the_hub_refuses_is_told_with_its_reason(
 ) -> None:
     real = site.client.post_statement
 
-    def refuses(bundle: bytes) -> StatementRecord:
+    def refuses(bundle: bytes, *_: object) -> StatementRecord:
         if read_statement(open_envelope(bundle)).kind == "receipt":
             raise Refused("E_CONSENT", "the consent is not logged", status=422)
         return real(bundle)
