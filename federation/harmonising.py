@@ -261,8 +261,14 @@ OPTIONS: Schema = {
 }
 
 
-def option_problems(value: Mapping[str, Any]) -> list[str]:
-    """What is wrong between the options of a ``config.json`` whose fields are each well by themselves."""
+def option_problems(value: Mapping[str, Any], *, recipe: bool) -> list[str]:
+    """What is wrong between the options of a ``config.json`` whose fields are each well by themselves.
+
+    Args:
+        recipe: whether the plan's code is a recipe; of an app nobody here knows what it scales or measures.
+    """
+    if not recipe:
+        return [f"{name}: for recipes only" for name in ("harmonise", "report") if value.get(name)]
     asked, parameters = value.get("harmonise"), value["recipe"]["parameters"]
     if asked is not None and not {"columns", "center", "scale"} <= set(parameters):
         return [f"harmonise: recipe {value['recipe']['name']} has no columns that are scaled"]

@@ -221,7 +221,7 @@ def make_config(
                 parameters,
                 harmonise=harmonise,
                 count_labels=count_labels,
-                report=report,
+                report=report and app is None,
                 smallest_cohort=smallest_cohort,
             ),
         },
@@ -262,7 +262,7 @@ def read_config(raw: bytes) -> Config:
         found += _strategy_problems(strategy)
     found += _weights_problems(value)
     if not found:
-        found = _together(value) + option_problems(value)
+        found = _together(value) + option_problems(value, recipe=app is None)
     if found:
         raise _rejected("config.json", found)
     return Config(
