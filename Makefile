@@ -53,6 +53,7 @@ lint: setup ## Format, style, types, layers
 bench: setup ## Rounds beside stock Flower, transfers, verification: figures with machine and sizes
 	$(BIN)/python tests/bench/bench_verify.py
 	$(BIN)/python tests/bench/bench_transfer.py
+	$(BIN)/python tests/bench/bench_registry.py
 	$(MAKE) bench-rounds MB=1
 	$(MAKE) bench-rounds MB=100 ROUNDS=3
 

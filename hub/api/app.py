@@ -192,7 +192,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
     app.state.failed_logins = Rate(settings.logins_per_minute)
     app.state.meters = Meters()
     add_problems(app)
-    app.router.routes.extend(quick_routes())
+    app.router.routes.extend(quick_routes(here))
     app.include_router(log.router)
     app.include_router(health.router)
     for router in ROUTERS:

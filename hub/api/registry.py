@@ -1,6 +1,6 @@
 """Routes of models, versions, tags, releases and data sets."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +10,7 @@ from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor
 from hub.api.paging import Cursor, link_next
 from hub.api.problems import responses
 from hub.context import Hub
-from hub.services import registry, releases
+from hub.services import catalogue, registry, releases
 
 router = APIRouter(tags=["registry"])
 Number = Annotated[int, Path(ge=1, lt=1 << 31)]
@@ -24,20 +24,39 @@ class TagTarget(BaseModel):
     version: int = Field(ge=1, lt=1 << 31)
 
 
-@router.get("/models", responses=responses())
+class Filters(BaseModel):
+    """Which models to list."""
+
+    search: str | None = Field(None, max_length=200, description="Part of the name, in any case")
+    owner: str | None = Field(None, max_length=253, description="An institution")
+    license: str | None = Field(None, max_length=128, description="SPDX expression or part of one")
+    visibility: Literal["public", "gated", "private"] | None = None
+    released: bool = Field(False, description="Only models with a released version")
+    tag: str | None = Field(None, max_length=128, description="A tag of one of its versions")
+    cursor: str | None = Field(None, max_length=600, description="As the last answer's Link header gave it")
+
+
+@router.get("/models", response_model=list[wire.Model], responses=responses())
 def search(
     hub: HubHere,
     session: ReadSession,
     actor: CurrentActor,
     request: Request,
-    response: Response,
-    search: Annotated[str | None, Query(max_length=200)] = None,
-    cursor: Cursor = None,
-) -> list[wire.Model]:
+    wanted: Annotated[Filters, Query()],
+) -> Response:
     """Models that the caller may see, by name."""
-    found, following = registry.search(hub, session, actor, text=search, cursor=cursor)
+    asked = catalogue.Wanted(
+        text=wanted.search or "",
+        owner=wanted.owner or "",
+        license=wanted.license or "",
+        visibility=wanted.visibility or "",
+        released=wanted.released,
+        tag=wanted.tag or "",
+    )
+    found, following = catalogue.texts(hub, session, actor, asked, cursor=wanted.cursor)
+    response = Response(f"[{','.join(found)}]", media_type="application/json")
     link_next(request, response, following)
-    return found
+    return response
 
 
 @router.get("/models/{institution}/{name}", response_model=wire.Model, responses=responses(404))
@@ -47,12 +66,13 @@ def model(hub: HubHere, request: Request, institution: str, name: str) -> Respon
     return model_answer(hub, request)
 
 
-def model_answer(hub: Hub, request: Request) -> Response:
-    """The answer to a request for one model."""
+def model_answer(hub: Hub, request: Request, brief: bool = True) -> Response:
+    """The answer to a request for one model; it is always brief (``hub.api.quick``)."""
+    del brief
     name = "{institution}/{name}".format_map(request.path_params)
     with hub.database.glance() as session:
         actor = actor_at_once(request, hub, session)
-        said = registry.show_json(hub, session, actor, name)
+        said = registry.show_text(hub, session, actor, name)
     return Response(said, media_type="application/json")
 
 

@@ -27,7 +27,16 @@ from hub.services.keeping import (
     needed_assets,
     needed_keys,
 )
-from hub.tables import BlobRow, PlainUploadRow, RevisionRow, UploadRow, VersionFileRow, VersionRow, XorbRow
+from hub.tables import (
+    BlobRow,
+    FileListRow,
+    PlainUploadRow,
+    RevisionRow,
+    UploadRow,
+    VersionFileRow,
+    VersionRow,
+    XorbRow,
+)
 
 T = TypeVar("T")
 
@@ -115,7 +124,8 @@ def _drop_asset(hub: Hub, swept: Swept, asset_id: str, since: int, *, dry_run: b
             return
         swept.assets += 1
         if not dry_run:
-            session.exec(delete(VersionFileRow).where(col(VersionFileRow.asset_id) == asset_id))
+            for table in (VersionFileRow, FileListRow):
+                session.exec(delete(table).where(col(table.asset_id) == asset_id))
             hub.store.delete(key)  # whoever makes a version of it next waits for us, and writes it again
 
 

@@ -9,31 +9,28 @@ unknown to all others.
 Read ``publish``, ``show``, ``search``. Files go out through ``services.pulls``.
 """
 
-import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sqlalchemy import bindparam
-from sqlalchemy import select as rows_of
-from sqlmodel import Session, SQLModel, col, func, select
+from sqlalchemy import select as columns
+from sqlmodel import Session, SQLModel, select
 
 from federation import wire
 from federation.licences import check_license
-from hub.access import Actor, Thing, decide, may
+from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
-from hub.services import formats, releases, statements
+from hub.services import described, formats, releases, statements
 from hub.services.keeping import hold, manifest_key
-from hub.services.lookup import LOG_ROWS
 from hub.services.pulls import may_pull
 from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version, shared_statements
 from hub.services.uploads import may_use
 from hub.tables import (
     AttachmentRow,
     BlobRow,
+    FileListRow,
     ModelRow,
     StatementRow,
     TagRow,
@@ -50,27 +47,6 @@ from storage.statements import Statement, read_statement
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 Visibility = Literal["public", "gated", "private"]
 VISIBILITIES = ("public", "gated", "private")  # widest first
-
-_models, _versions, _files, _tags = (
-    SQLModel.metadata.tables[name] for name in ("model", "version", "version_file", "tag")
-)
-WHOLE_MODEL = (
-    rows_of(
-        *(_models.c.owner, _models.c.visibility, LOG_ROWS.label("log_rows")),
-        *(each for each in _versions.c if each.name != "name"),
-        *(_versions.c.name, _files.c.name.label("file"), _files.c.sha256, _files.c.size, _files.c.parts),
-    )
-    .select_from(
-        _models.outerjoin(_versions, _versions.c.name == _models.c.name).outerjoin(
-            _files, _files.c.asset_id == _versions.c.asset_id
-        )
-    )
-    .where(_models.c.name == bindparam("name"))
-    .order_by(_versions.c.version)
-)
-TAGS_OF_MODEL = rows_of(_tags.c.tag, _tags.c.version).where(_tags.c.name == bindparam("name"))
-FILES = rows_of(_files).where(_files.c.asset_id.in_(bindparam("assets", expanding=True)))
-TAGS = rows_of(_tags).where(_tags.c.name.in_(bindparam("names", expanding=True)))
 
 
 # --- taking in ------------------------------------------------------------------------------------------
@@ -111,7 +87,7 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
         for tag in post.tags:
             _add_tag(hub, session, row, tag)
         session.flush()
-        return _describe(hub, session, [row])[0]
+        return described.versions(hub, session, row.name, row.version)[0]
 
 
 def restore(hub: Hub, session: Session, owner: str, manifest: Manifest, asset: Statement) -> None:
@@ -240,6 +216,8 @@ def _add_version(hub: Hub, session: Session, owner: str, manifest: Manifest, ass
     add_files(session, manifest)
     repo = Repo("model", manifest.name, owner, "gated", now)
     record_version(session, repo, row.asset_id, row.statement, row.version, now)
+    if statements.has_release(session, row.asset_id):  # when rows are made again from the log
+        statements.note_release(session, row.asset_id)
     return row
 
 
@@ -248,6 +226,8 @@ def add_files(session: Session, manifest: Manifest) -> None:
     known = select(VersionFileRow.name).where(VersionFileRow.asset_id == manifest.asset_id).limit(1)
     if session.exec(known).first() is None:
         session.add_all(_file_row(manifest.asset_id, entry) for entry in manifest.files)
+        text = described.file_text((each.name, each.sha256, each.size, each.parts) for each in manifest.files)
+        session.add(FileListRow(asset_id=manifest.asset_id, files=text))
         session.flush()
 
 
@@ -268,7 +248,7 @@ def tag(hub: Hub, session: Session, actor: Actor, name: str, text: str, version:
     row = _version_row(session, name, version)
     _add_tag(hub, session, row, text)
     session.flush()
-    return _describe(hub, session, [row])[0]
+    return described.versions(hub, session, row.name, row.version)[0]
 
 
 def _check_tag(text: str) -> None:
@@ -303,40 +283,41 @@ def set_visibility(hub: Hub, session: Session, actor: Actor, name: str, visibili
     decide(actor, "open model" if wider else "tighten model", Thing(f"model {name}", row.owner))
     row.visibility = visibility
     session.add(row)
-    return _model(hub, session, row)
+    session.flush()
+    return described.models(hub, session, [row])[0]
 
 
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def search(
-    hub: Hub, session: Session, actor: Actor, *, text: str | None = None, cursor: str | None = None
-) -> tuple[list[wire.Model], str | None]:
-    """Models that the actor may see, by name, with the cursor of the next page."""
-    query = select(ModelRow).order_by(col(ModelRow.name))
-    if cursor is not None:
-        query = query.where(col(ModelRow.name) > cursor)
-    if text:
-        query = query.where(func.lower(ModelRow.name).contains(text.lower(), autoescape=True))
-    size = hub.settings.page_size
-    found: list[ModelRow] = []
-    for row in session.exec(query):
-        if len(found) == size:
-            return [_model(hub, session, each) for each in found], found[-1].name
-        if may(actor, "read model", _thing(hub, session, actor, row)):
-            found.append(row)
-    return [_model(hub, session, row) for row in found], None
-
-
 def show(hub: Hub, session: Session, actor: Actor, name: str) -> wire.Model:
     """One model with its versions."""
-    return _model(hub, session, _model_row(hub, session, actor, name))
+    return described.models(hub, session, [_model_row(hub, session, actor, name)])[0]
+
+
+def show_text(hub: Hub, session: Session, actor: Actor, name: str) -> str:
+    """What ``show`` says, as JSON, in two statements."""
+    rows = described.one(session, name)
+    if not rows:
+        raise not_found("model", name)
+    thing = thing_of(hub, session, actor, name, rows[0].owner, rows[0].visibility)
+    decide(actor, "read model", thing)
+    return described.model_text(hub, session, name, rows)
+
+
+def released_names(hub: Hub, session: Session, names: Collection[str]) -> set[str]:
+    """Of these models, those with a version whose release stands."""
+    table = SQLModel.metadata.tables["version"]
+    query = columns(table.c.name, table.c.version, table.c.statement).where(table.c.name.in_(names))
+    rows: Sequence[Any] = session.connection().execute(query).all()
+    return {name for name, _version in releases.released(hub, session, rows)}
 
 
 def version(hub: Hub, session: Session, actor: Actor, name: str, number: int) -> wire.ModelVersion:
     """One version of a model."""
     _model_row(hub, session, actor, name)
-    return _describe(hub, session, [_version_row(session, name, number)])[0]
+    _version_row(session, name, number)
+    return described.versions(hub, session, name, number)[0]
 
 
 def manifest(hub: Hub, session: Session, actor: Actor, name: str, number: int) -> bytes:
@@ -355,7 +336,7 @@ def _model_row(hub: Hub, session: Session, actor: Actor, name: str) -> ModelRow:
     row = session.get(ModelRow, name)
     if row is None:
         raise not_found("model", name)
-    decide(actor, "read model", _thing(hub, session, actor, row))
+    decide(actor, "read model", thing_of(hub, session, actor, name, row.owner, row.visibility))
     return row
 
 
@@ -366,97 +347,30 @@ def _version_row(session: Session, name: str, number: int) -> VersionRow:
     return row
 
 
-def _thing(hub: Hub, session: Session, actor: Actor, row: ModelRow) -> Thing:
+def thing_of(hub: Hub, session: Session, actor: Actor, name: str, owner: str, visibility: str) -> Thing:
+    """A model as ``access.decide`` takes it: a private one has those as parties who may pull a version."""
     parties = frozenset[str]()
-    if row.visibility == "private" and actor.institution not in (None, row.owner):
-        assets = session.exec(select(VersionRow.asset_id).where(VersionRow.name == row.name))
-        if any(may_pull(hub, session, str(actor.institution), asset_id) for asset_id in assets):
-            parties = frozenset({str(actor.institution)})
+    if visibility == "private" and actor.institution not in (None, owner):
+        institution = str(actor.institution)
+        if any(
+            may_pull(hub, session, institution, asset_id)
+            for asset_id in _granted(hub, session, name, institution)
+        ):
+            parties = frozenset({institution})
     return Thing(
-        f"model {row.name}",
-        row.owner,
-        parties,
-        members=row.visibility == "gated",
-        public=row.visibility == "public",
+        f"model {name}", owner, parties, members=visibility == "gated", public=visibility == "public"
     )
 
 
-def _model(hub: Hub, session: Session, row: ModelRow) -> wire.Model:
-    rows = session.exec(
-        select(VersionRow).where(VersionRow.name == row.name).order_by(col(VersionRow.version))
-    ).all()
-    visibility = cast(Visibility, row.visibility)
-    versions = _describe(hub, session, rows)
-    return wire.Model(name=row.name, owner=row.owner, visibility=visibility, versions=versions)
-
-
-def show_json(hub: Hub, session: Session, actor: Actor, name: str) -> bytes:
-    """What ``show`` says, as JSON: two statements, and no row becomes more than it must."""
-    connection = session.connection()
-    rows = connection.execute(WHOLE_MODEL, {"name": name}).all()
-    if not rows:
-        raise not_found("model", name)
-    owner, visibility = rows[0].owner, rows[0].visibility
-    model = ModelRow(name=name, owner=owner, visibility=visibility, created_at=0)
-    decide(actor, "read model", _thing(hub, session, actor, model))
-    versions: dict[int, tuple[Any, list[dict[str, Any]]]] = {}
-    for row in rows:
-        if row.version is not None:
-            files = versions.setdefault(row.version, (row, []))[1]
-            if row.file is not None:
-                file = {"name": row.file, "sha256": row.sha256, "size": row.size, "parts": row.parts}
-                files.append(file)
-    tags: dict[int, list[str]] = defaultdict(list)
-    for each in connection.execute(TAGS_OF_MODEL, {"name": name}).all():
-        tags[each.version].append(each.tag)
-    released = releases.released(
-        hub, session, [row for row, _ in versions.values()], log_rows=rows[0].log_rows
-    )
-    described = [
-        {
-            "name": name,
-            "version": number,
-            "asset_id": row.asset_id,
-            "statement": row.statement,
-            "license": row.license,
-            "plan": row.plan,
-            "released": (name, number) in released,
-            "tags": sorted(tags[number]),
-            "files": sorted(files, key=lambda file: file["name"].split("/")),
-            "created_at": format_time(row.created_at),
-        }
-        for number, (row, files) in versions.items()
-    ]
-    said = {"name": name, "owner": owner, "visibility": visibility, "versions": described}
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _describe(hub: Hub, session: Session, rows: Sequence[VersionRow]) -> list[wire.ModelVersion]:
-    connection = session.connection()
-    files: dict[str, list[wire.ModelFile]] = defaultdict(list)
-    for file in connection.execute(FILES, {"assets": [row.asset_id for row in rows]}).all():
-        files[file.asset_id].append(
-            wire.ModelFile(name=file.name, sha256=file.sha256, size=file.size, parts=file.parts)
-        )
-    tags: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for each in connection.execute(TAGS, {"names": sorted({row.name for row in rows})}).all():
-        tags[each.name, each.version].append(each.tag)
-    released = releases.released(hub, session, rows)
-    return [
-        wire.ModelVersion(
-            name=row.name,
-            version=row.version,
-            asset_id=row.asset_id,
-            statement=row.statement,
-            license=row.license,
-            plan=row.plan,
-            released=(row.name, row.version) in released,
-            tags=sorted(tags[row.name, row.version]),
-            files=sorted(files[row.asset_id], key=lambda file: file.name.split("/")),
-            created_at=format_time(row.created_at),
-        )
-        for row in rows
-    ]
+def _granted(hub: Hub, session: Session, name: str, institution: str) -> list[str]:
+    """The versions of a model for which a grant to this institution was ever logged."""
+    assets = session.exec(select(VersionRow.asset_id).where(VersionRow.name == name)).all()
+    with hub.ledger.evidence(session) as evidence:
+        return [
+            asset_id
+            for asset_id in assets
+            if any(grant.says["grantee"] == institution for grant in evidence.find("grant", subject=asset_id))
+        ]
 
 
 # --- data sets ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Whether a release may be logged is decided by admission (``storage.admission``);
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from sqlmodel import Session, col, select
 
@@ -17,8 +18,24 @@ from storage.evidence import Entry
 from storage.links import approvals_of, release_of
 
 
+class Signed(Protocol):
+    """What is asked of a version, however it was read."""
+
+    @property
+    def name(self) -> str:
+        """The model."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+
+    @property
+    def statement(self) -> str:
+        """Id of its asset statement."""
+
+
 def released(
-    hub: Hub, session: Session, rows: Iterable[VersionRow], *, log_rows: int | None = None
+    hub: Hub, session: Session, rows: Iterable[Signed], *, log_rows: int | None = None
 ) -> dict[tuple[str, int], Entry]:
     """Of these versions, those with a standing release statement: (name, version) -> the statement.
 

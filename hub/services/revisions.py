@@ -23,6 +23,7 @@ from hub.context import Hub
 from hub.errors import bad_field, conflict
 from hub.services.commits import Commit
 from hub.services.pulls import Use, decide_use
+from hub.services.visible import visible
 from hub.tables import BranchRow, DraftTagRow, ModelRow, RevisionRow, SharedDatasetRow, TagRow
 from storage.encoding import canonical, sha256_hex
 from storage.errors import Refused, Unchecked, shown
@@ -133,21 +134,23 @@ def page(
 ) -> tuple[list[Repo], str | None]:
     """Repositories that the actor may see, by name, with the cursor of the next page."""
     table = ModelRow if kind == "model" else SharedDatasetRow
-    query = select(table).order_by(col(table.name))
-    if cursor is not None:
-        query = query.where(col(table.name) > cursor)
+    query = select(table).where(visible(hub, session, actor, kind))
     if author:
         query = query.where(table.owner == author)
     if text:
         query = query.where(func.lower(table.name).contains(text.lower(), autoescape=True))
-    found: list[Repo] = []
-    for row in session.exec(query):
-        if len(found) == limit:
-            return found, found[-1].name
-        repo = _repo(kind, cast(ModelRow | SharedDatasetRow, row))
-        if may(actor, "read repository", _thing(hub, session, actor, repo)):
-            found.append(repo)
-    return found, None
+    query, found = query.order_by(col(table.name)).limit(limit + 1), list[Repo]()
+    while True:
+        rows = session.exec(query if cursor is None else query.where(col(table.name) > cursor)).all()
+        for row in rows:
+            if len(found) == limit:
+                return found, found[-1].name
+            repo = _repo(kind, cast(ModelRow | SharedDatasetRow, row))
+            if may(actor, "read repository", _thing(hub, session, actor, repo)):
+                found.append(repo)
+        if len(rows) <= limit:
+            return found, None
+        cursor = str(cast(ModelRow, rows[-1]).name)
 
 
 def _thing(hub: Hub, session: Session, actor: Actor, repo: Repo) -> Thing:

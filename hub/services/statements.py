@@ -8,14 +8,21 @@ refusals are for their parties, auditors and the operator.
 import binascii
 from collections.abc import Mapping
 
-from sqlmodel import Session, col, or_, select
+from sqlmodel import Session, col, or_, select, update
 
 from federation import wire
 from hub.access import Actor, Thing, decide, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, not_found
 from hub.ledger import Admitted, Ledger
-from hub.tables import AttachmentRow, StatementPartyRow, StatementRow, StatementSubjectRow
+from hub.tables import (
+    AttachmentRow,
+    ModelRow,
+    StatementPartyRow,
+    StatementRow,
+    StatementSubjectRow,
+    VersionRow,
+)
 from storage.encoding import is_digest, sha256_hex, unb64
 from storage.errors import Refused, Rejected
 from storage.evidence import Entry, Evidence
@@ -80,6 +87,21 @@ def _index(session: Session, admitted: Admitted) -> None:
     for institution in admitted.parties:
         session.add(StatementPartyRow(statement=row.id, institution=institution))
     session.flush()
+    if statement.kind == "release":
+        note_release(session, statement.subject)
+
+
+def note_release(session: Session, asset_id: str) -> None:
+    """Let lists find the models with these files among the released ones."""
+    names = select(VersionRow.name).where(VersionRow.asset_id == asset_id)
+    session.exec(update(ModelRow).where(col(ModelRow.name).in_(names)).values(released=True))
+
+
+def has_release(session: Session, asset_id: str) -> bool:
+    """Whether a release of this asset was ever logged."""
+    query = select(StatementRow.id).join(StatementSubjectRow)
+    query = query.where(StatementSubjectRow.digest == asset_id, StatementRow.kind == "release")
+    return session.exec(query.limit(1)).first() is not None
 
 
 def parties_of(entry: Entry, evidence: Evidence) -> set[str]:

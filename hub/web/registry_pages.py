@@ -35,13 +35,19 @@ def model_list(
     visibility: str = "",
     license: str = "",  # noqa: A002  # the form's word
     released: str = "",
+    tag: str = "",
     cursor: str | None = None,
 ) -> Response:
-    """Models that the visitor may see, by name, owner, licence, openness and release."""
+    """Models that the visitor may see, by name, owner, licence, openness, tag and release."""
     if not actor.known:
         return sign_in_first(request)
     wanted = catalogue.Wanted(
-        search.strip()[:200], owner[:253], license.strip()[:128], visibility, bool(released)
+        search.strip()[:200],
+        owner[:253],
+        license.strip()[:128],
+        visibility,
+        bool(released),
+        tag.strip()[:128],
     )
     found, following = catalogue.find(hub, session, actor, wanted, cursor=cursor)
     more = request.url.include_query_params(cursor=following).query if following else ""

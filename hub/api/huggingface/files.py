@@ -27,23 +27,27 @@ download_router = APIRouter(tags=["downloads"])
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,15})-([0-9]{0,15})|-([0-9]{1,15}))")
 
 
-def dataset_file_answer(hub: Hub, request: Request) -> Response:
+def dataset_file_answer(hub: Hub, request: Request, brief: bool) -> Response | None:
     """One file of a data set (``hub.api.quick``)."""
-    return _resolve(hub, request, "dataset", 4)
+    return _resolve(hub, request, "dataset", 4, brief)
 
 
-def model_file_answer(hub: Hub, request: Request) -> Response:
+def model_file_answer(hub: Hub, request: Request, brief: bool) -> Response | None:
     """One file of a model (``hub.api.quick``)."""
-    return _resolve(hub, request, "model", 3)
+    return _resolve(hub, request, "model", 3, brief)
 
 
-def _resolve(hub: Hub, request: Request, kind: Kind, skip: int) -> Response:
-    name = "{ns}/{name}".format_map(request.path_params)
+def _resolve(hub: Hub, request: Request, kind: Kind, skip: int, brief: bool) -> Response | None:
+    if brief and request.method != "HEAD":
+        return None
     with hub.database.glance() as session:
-        return _file(hub, session, request, kind, name, skip)
+        return _file(hub, session, request, kind, skip, brief)
 
 
-def _file(hub: Hub, session: Session, request: Request, kind: Kind, name: str, skip: int) -> Response:
+def _file(
+    hub: Hub, session: Session, request: Request, kind: Kind, skip: int, brief: bool
+) -> Response | None:
+    name = "{ns}/{name}".format_map(request.path_params)
     actor = actor_at_once(request, hub, session)
     revision, path = revision_and_path(request, skip)
     found = lookup.look(hub, session, actor, kind, name, revision, path)
@@ -56,6 +60,8 @@ def _file(hub: Hub, session: Session, request: Request, kind: Kind, name: str, s
         repo, row = found.repo, found.commit
         grant = revisions.readable(hub, session, actor, repo, row, log_rows=found.log_rows)
         file = lookup.found_file(found, path)
+    if brief and (found is None or (file is None and not lookup.certainly_absent(found, path))):
+        return None
     try:
         if found is not None and lookup.certainly_absent(found, path):
             raise no_entry(repo, row, path)
@@ -65,6 +71,8 @@ def _file(hub: Hub, session: Session, request: Request, kind: Kind, name: str, s
             raise
         return refusal(request, error, X_Repo_Commit=row.id)  # so that clients remember the absence
     if grant is not None and (file.large or request.method == "GET"):
+        if brief:
+            return None
         session.commit()  # gives the connection back before another one is taken
         ensure_receipt(hub, str(actor.institution), str(row.asset_id), grant)
     if file.large:

@@ -186,9 +186,11 @@ def listing(
         hub, session, actor, kind, author=author, text=search, cursor=cursor, limit=min(limit, PAGE)
     )
     full = "full" in request.query_params
-    described = []
+    described, heads = [], lookup.heads(session, kind, [repo.name for repo in found])
     for repo in found:
-        row = _newest(session, actor, repo)
+        row: Commit | None = heads.get(repo.name)
+        if row is None or row.statement is None:  # no version at the end of main: what may the caller see?
+            row = _newest(session, actor, repo)
         described.append(_info(repo, row, _siblings(lookup.file_names(session, repo, row)) if full else None))
     headers = {} if following is None else {"Link": page_link(hub, request, following)}
     return JSONResponse(described, headers=headers)
@@ -202,8 +204,10 @@ def _newest(session: Session, actor: Actor, repo: Repo) -> RevisionRow:
     return revisions.first_commit(session, repo)
 
 
-def info_answer(hub: Hub, request: Request) -> Response:
+def info_answer(hub: Hub, request: Request, brief: bool) -> Response | None:
     """The repository at main (``hub.api.quick``)."""
+    if brief and "blobs" in request.query_params:
+        return None  # git's names of files may have to be computed from their bytes
     kind: Kind = request.path_params["kind"]
     name = "{ns}/{name}".format_map(request.path_params)
     with hub.database.glance() as session:
