@@ -158,6 +158,8 @@ def fetch_base(home: Home, client: "HubClient", plan: TrainingPlan, folder: Path
         Refused: ``E_ROUND_CHAIN``: the hub shows no statement of round 1.
     """
     for record in client.all_statements(kind="round", plan=plan.id):
+        if record.kind != "round":
+            continue
         first = read_signed(home, client, record.bundle, kind="round", issuer=home.trust.operator)
         if (first.predicate["plan"], first.predicate["round"]) == (plan.id, 1):
             digest = str(first.predicate["input"])
