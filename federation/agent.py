@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation import training, transfer
+from federation.app_training import AppRunner
 from federation.compression import Feedback
 from federation.consents import Consent, check_plan_allowed, find_consent
 from federation.deciding import read_checked_plan
@@ -103,6 +104,7 @@ class Agent:
         self._clock = clock
         self._desk = OrderDesk(home, client, clock=clock)
         self._scaling = JointScaling(client)
+        self._apps = AppRunner(home, client)
         self._plans: dict[str, TrainingPlan] = {}
         # The code that this process can have in memory: an upgrade under a running agent changes only the
         # files.
@@ -112,6 +114,10 @@ class Agent:
         self._residuals = home.site / "residuals"
         for folder in (self._inputs, self._updates):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def close(self) -> None:
+        """End the process of a lab's own code, if one is warm."""
+        self._apps.close()
 
     def perform(self, message: OrderMessage) -> OrderReply:
         """Do what an order says, or refuse it; either is in the ledger before anybody hears of it."""
@@ -163,6 +169,16 @@ class Agent:
         consent = find_consent(self._home, order.plan, order.dataset, order.action, now=now)
         plan = self._plan(order.plan)
         check_plan_allowed(self._home, consent, plan, order.round, now=now)
+        self._check_code(plan)
+        if order.action == "statistics" and plan.config.harmonise is None:
+            raise Refused("E_ACTION", f"plan {plan.id} asks for no joint statistics", "plan with --harmonise")
+        return Task(order, consent, plan, dataset)
+
+    def _check_code(self, plan: TrainingPlan) -> None:
+        """The plan's code is here, byte for byte: a recipe as installed, or an app as fetched."""
+        if plan.config.app is not None:
+            self._apps.prepare(plan)
+            return
         check_recipe(plan.config, plan.code)
         if self._started_with[plan.config.recipe] != plan.code:
             raise Unchecked(
@@ -170,9 +186,6 @@ class Agent:
                 f"recipe {plan.config.recipe} was changed under the running agent",
                 "restart the agent",
             )
-        if order.action == "statistics" and plan.config.harmonise is None:
-            raise Refused("E_ACTION", f"plan {plan.id} asks for no joint statistics", "plan with --harmonise")
-        return Task(order, consent, plan, dataset)
 
     def _plan(self, plan_id: str) -> TrainingPlan:
         """The plan with this id; it never changes, so it is fetched and checked once."""
@@ -282,17 +295,24 @@ class Agent:
     def _train(self, task: Task, weights: Path, parameters: Mapping[str, Any], cohort: int) -> Answer:
         order, config = task.order, task.plan.config
         out = self._updates / "in-work.safetensors"
-        result = training.train(
-            config.recipe,
-            parameters,
-            weights,
-            task.dataset.folder,
-            out,
-            config.seed,
-            order.round,
-            site=order.dataset,
-            feedback=self._feedback(task),
-        )
+        data, feedback = task.dataset.folder, self._feedback(task)
+        if config.app is not None:
+            left_s = order.deadline - self._clock()
+            result = self._apps.train(
+                task.plan, weights, data, out, order.round, seconds=left_s, feedback=feedback
+            )
+        else:
+            result = training.train(
+                config.recipe,
+                parameters,
+                weights,
+                data,
+                out,
+                config.seed,
+                order.round,
+                site=order.dataset,
+                feedback=feedback,
+            )
         out.replace(self._update_path(result.sha256))
         _keep_newest(self._updates)
         return self._new_answer(
@@ -334,7 +354,11 @@ class Agent:
                 task.plan, order.statement, parameters, data, cohort, weights=weights, base=base
             )
             return self._answer_of(task, told)
-        found = training.evaluate(config.recipe, parameters, weights, data)
+        if config.app is not None:
+            left_s = order.deadline - self._clock()
+            found = self._apps.evaluate(task.plan, weights, data, order.round, seconds=left_s)
+        else:
+            found = training.evaluate(config.recipe, parameters, weights, data)
         count = int(found["examples"]) if found["examples"] >= cohort else 0
         metrics = {name: value for name, value in found.items() if name != "examples" and count}
         return self._new_answer(task, examples=count, metrics=metrics, update=None)

@@ -248,6 +248,10 @@ class HubClient(HubConnection):
         """Say no to a plan, with a reason that its owner sees."""
         return self._post(f"plans/{_part(plan_id)}/decline", {"reason": reason}, wire.Plan)
 
+    def app(self, sha256: str) -> wire.WeightsLocation:
+        """Where an app bundle can be read now, by its digest: an own one, or one that a plan names."""
+        return self._get(f"apps/{_part(sha256)}", wire.WeightsLocation)
+
     def start_run(self, plan_id: str) -> wire.Run:
         """Start the one run of a plan."""
         return self._post("runs", {"plan": plan_id}, wire.Run)

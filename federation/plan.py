@@ -523,7 +523,7 @@ def _check_agreement(plan: TrainingPlan, strategy: str, recipe: bytes) -> None:
     """Check that statement, recipe and config speak of the same training."""
     found = []
     config = plan.config
-    names = (config.recipe, config.recipe_version)
+    names: tuple[object, object] = (config.recipe, config.recipe_version)
     if config.app is None:
         named = read_canonical(recipe, code="E_RECIPE", limit=RECIPE_BYTES)
         names = (named.get("name"), named.get("version")) if isinstance(named, dict) else (None, None)

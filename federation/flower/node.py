@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -181,6 +181,7 @@ def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
     from federation.ledger import SiteLedger
 
     with (
+        ExitStack() as stack,
         home.client("snapshot") as client,
         SiteLedger(home.site / "ledger.db") as ledger,
         http_request_response(
@@ -192,7 +193,8 @@ def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
             max_wait_time=GIVE_UP_S,
         ) as connection,
     ):
-        node = Node(connection, Agent(home, client, ledger))
+        agent = stack.enter_context(closing(Agent(home, client, ledger)))
+        node = Node(connection, agent)
         _note_lease(home, node.id)
         print(json.dumps({"node": str(node.id)}), flush=True)
         node.serve()
