@@ -1,6 +1,7 @@
 """The words of the pages in the languages that they speak: English as written in the templates, and Chinese.
 
-One small catalogue in a file (``words.zh.json``); a text that is not in it is shown in English.
+One small catalogue in a file (``words.zh.json``), and one for the table of causes (``causes.zh.json``); a
+text that is in neither is shown in English.
 """
 
 import json
@@ -19,8 +20,10 @@ def catalogue(language: str) -> Mapping[str, str]:
     """English text -> text in this language; empty for English."""
     if language == "en":
         return {}
-    text = files("hub.web").joinpath("words.zh.json").read_text(encoding="utf-8")
-    found: dict[str, str] = json.loads(text)
+    found: dict[str, str] = {}
+    for name in ("words", "causes"):
+        text = files("hub.web").joinpath(f"{name}.zh.json").read_text(encoding="utf-8")
+        found |= json.loads(text)
     return found
 
 
