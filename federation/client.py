@@ -77,6 +77,10 @@ class HubClient(HubConnection):
         """Register a site's Flower node key, PEM (snapshot key); a repeat changes nothing."""
         return self._post("sites", {"name": name, "public_key": public_key}, wire.Site)
 
+    def tell_trouble(self, trouble: wire.SiteTrouble) -> None:
+        """Say what keeps this institution's agent from its work (snapshot key)."""
+        self._call("POST", "sites/trouble", trouble)
+
     def sites(self) -> list[wire.Site]:
         """All sites and whether they are connected."""
         return self._list("sites", wire.Site)

@@ -408,6 +408,27 @@ class SiteRefusal(Wire):
     statement: Digest
 
 
+class Fault(Wire):
+    """What stops or hinders a run, in the words of the one table of causes (``storage.causes``)."""
+
+    code: str
+    cause: str
+    owner: str  # whose move it is
+    step: str  # what that move is
+    message: str = ""  # what exactly, as it was told
+    site: str | None = None  # whose trouble it is, where it is a site's
+    round: int | None = None
+    statement: Digest | None = None  # the site's signed refusal
+
+
+class SiteTrouble(Wire):
+    """What keeps a site's agent from its work, as its supervisor sees it."""
+
+    name: str = Field(min_length=1, max_length=63)
+    code: str = Field(pattern=r"^E_[A-Z0-9_]{1,60}$")
+    message: str = Field(max_length=500)
+
+
 class Run(Wire):
     plan: Digest
     state: RunState
@@ -419,6 +440,8 @@ class Run(Wire):
     started_at: str
     ended_at: str | None = None
     deadline: str | None = None  # of the round in flight
+    error: Fault | None = None  # what stopped it, or holds it up now
+    faults: list[Fault] = []  # troubles of its sites, newest first
 
 
 class Event(Wire):
@@ -511,3 +534,6 @@ class Problem(Wire):
     code: str
     hint: str = ""
     field: str | None = None
+    cause: str | None = None  # these three from the table of causes, where it has the code
+    owner: str | None = None
+    step: str | None = None

@@ -21,6 +21,7 @@ import typer
 
 import hub
 from hub.terminal import Terminal
+from storage.causes import find_cause
 from storage.errors import Exit, FedhubError, Unchecked
 
 # group -> module under hub.commands, what it is for
@@ -160,12 +161,18 @@ def _check_packages() -> None:
 
 def _explain(terminal: Terminal, code: Exit, slug: str, message: str, hint: str) -> Exit:
     terminal.problem = {"code": slug, "message": message, "hint": hint}
+    found = find_cause(slug)
+    if found is not None:
+        terminal.problem |= {"cause": found.cause, "owner": found.owner, "step": found.step}
     if terminal.json:
         print(json.dumps({"error": terminal.problem}, sort_keys=True), file=terminal.err, flush=True)
     else:
         print(f"fedhub: {slug}: {message}", file=terminal.err, flush=True)
         if hint:
             print(f"  what to do: {hint}", file=terminal.err, flush=True)
+        if found is not None:
+            print(f"  cause: {found.cause}", file=terminal.err, flush=True)
+            print(f"  next step ({found.owner}): {found.step}", file=terminal.err, flush=True)
     return code
 
 

@@ -190,7 +190,7 @@ class Supervisor:
             self._say(plan_id, Kind.SITE_REFUSED, refusal)
         if self._hub.ledger.now() >= plan.expires_at:
             expired = format_time(plan.expires_at)
-            self._stop(plan_id, f"E_PLAN: the plan expired {expired}\nTo train further, submit a new plan.")
+            self._stop(plan_id, f"E_PLAN_EXPIRED: it expired {expired}\nSubmit a new plan.")
         elif attempt is not None and attempt.state == "leaving":
             self._send_off(attempt, "the run was stopped and goes on with another attempt")
         elif attempt is not None and attempt.state != "ended":

@@ -14,7 +14,7 @@ from hub.api.limits import Rate, address_of
 from hub.api.once import OnceHere
 from hub.api.problems import responses
 from hub.errors import bad_field
-from hub.services import alliance, identity
+from hub.services import alliance, faults, identity
 from storage.errors import FedhubError, Refused
 
 router = APIRouter(tags=["alliance"])
@@ -196,3 +196,9 @@ def sites(session: ReadSession, actor: CurrentActor) -> list[wire.Site]:
 def register_site(hub: HubHere, actor: CurrentActor, request: wire.SiteRequest) -> wire.Site:
     """Register the Flower node key of one of the caller's sites."""
     return alliance.register_site(hub, actor, request)
+
+
+@router.post("/sites/trouble", status_code=204, responses=responses())
+def tell_trouble(hub: HubHere, session: WriteSession, actor: CurrentActor, told: wire.SiteTrouble) -> None:
+    """Say what keeps one of the caller's agents from its work; the runs that it takes part in show it."""
+    faults.tell(hub, session, actor, told)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from federation.wire import Problem
 from hub.errors import status_of
+from storage.causes import find_cause
 from storage.errors import FedhubError, Refused
 
 TITLES = {
@@ -43,6 +44,7 @@ def problem(
     status: int, code: str, detail: str, hint: str = "", field: str | None = None, **headers: str
 ) -> JSONResponse:
     """An answer of ``application/problem+json``."""
+    found = find_cause(code)
     body = Problem(
         type=f"https://fedhub.dev/problems/{code}",
         title=TITLES.get(status, "Refused"),
@@ -51,6 +53,9 @@ def problem(
         code=code,
         hint=hint,
         field=field,
+        cause=None if found is None else found.cause,
+        owner=None if found is None else found.owner,
+        step=None if found is None else found.step,
     )
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if status == 401:

@@ -20,6 +20,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Runs of trai
 _POLL_S = 0.4
 _LOOK_S = 5.0
 _OVER = ("finished", "stopped", "cancelled")
+_FAULTS = 20  # newest that are shown; --json has them all
 
 
 @app.command("start", cls=Command)
@@ -229,6 +230,8 @@ def _watch(terminal: Terminal, client: "HubClient", plan: str, until_s: float | 
 
 def _run_lines(run: "wire.Run") -> list[str]:
     lines = [f"Run of plan {short(run.plan)}: {run.state}, {len(run.rounds)} of {run.rounds_planned} rounds"]
+    if run.error is not None:
+        lines += fault_lines(run.error)
     if run.reason:
         lines.append(f"  {run.reason}")
     rows = [
@@ -237,10 +240,18 @@ def _run_lines(run: "wire.Run") -> list[str]:
     ]
     if rows:
         lines += table(("round", "seconds", "sites", "aggregate", "metrics"), rows)
-    lines += [f"refused by {each.institution} in round {each.round}: {each.code}" for each in run.refusals]
+    for each in run.faults[:_FAULTS]:
+        where = f"{each.site}, round {each.round}" if each.round else each.site or ""
+        lines += [f"{where}:", *fault_lines(each)]
     if run.state == "finished":
         lines.append(f"Next: fedhub run report {short(run.plan)}; then fedhub run finish {short(run.plan)}")
     return lines
+
+
+def fault_lines(each: "wire.Fault") -> list[str]:
+    """What is wrong, whose move it is, and what that is."""
+    said = f"  {each.code}: {each.cause}"
+    return [f"{said} ({each.message})" if each.message else said, f"  next step ({each.owner}): {each.step}"]
 
 
 def _told(data: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from federation.wire import RunState, WeightsLocation
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import conflict, not_found
-from hub.services import events, plans
+from hub.services import events, faults, plans
 from hub.services.events import Kind
 from hub.tables import (
     AttemptRow,
@@ -211,6 +211,8 @@ def describe(hub: Hub, session: Session, run: RunRow) -> wire.Run:
         started_at=format_time(run.started_at),
         ended_at=None if run.ended_at is None else format_time(run.ended_at),
         deadline=deadline(session, run, len(rounds) + 1),
+        error=faults.error(session, run),
+        faults=faults.of_sites(session, run.plan, refusals),
     )
 
 

@@ -1,7 +1,6 @@
 """Pages of runs: a table that is whole without JavaScript, kept in step by server-sent events with it."""
 
 import base64
-import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,15 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from markupsafe import Markup
 
 from federation import wire
+from federation.harmonising import Statistics, read_statistics
 from federation.plan import read_config
 from hub.access import Actor
 from hub.api.auth import HubHere, ReadSession
 from hub.context import Hub
 from hub.services import dossiers, events, plans, runs
+from hub.services import figures as site_figures
 from hub.services.events import Kind
-from hub.web.advice import Advice, advice_on
-from hub.web.charts import Curve, bar, draw
+from hub.web.charts import Curve, bar, draw, span
 from hub.web.rendering import Visitor, page, sign_in_first
 
 POLL_S = 0.4
@@ -36,7 +36,6 @@ METRICS = (
     ("loss", "Loss"),
     ("input_loss", "Loss of the round's input"),
 )
-_REASON = re.compile(r"(?:(E_[A-Z_]+): )?([^\n]*)(?:\n(.*))?", re.DOTALL)
 
 router = APIRouter(include_in_schema=False)
 
@@ -104,34 +103,28 @@ def _base(hub: Hub, session: ReadSession, actor: Actor, plan: wire.Plan) -> doss
 
 
 @dataclass(frozen=True)
-class Stop:
-    """Why a run stopped: code, cause and what to do next."""
-
-    code: str
-    cause: str
-    next: str
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """One refusal or trouble of a site; ``statement`` is None where the coordinator says it, unsigned."""
-
-    round: int
-    site: str
-    code: str
-    message: str
-    owner: str
-    step: str
-    statement: str | None
-
-
-@dataclass(frozen=True)
 class FlightSite:
     """How far one site is in the round that is open."""
 
     name: str
     state: str
     told: str
+
+
+@dataclass(frozen=True)
+class Joint:
+    """By what all sites scale their rows, and its digest."""
+
+    sha256: str
+    document: Statistics
+
+
+@dataclass(frozen=True)
+class Benefit:
+    """The benefit report: rows with what each has told, and pictures of own, shared and commonest."""
+
+    smallest_cohort: int
+    rows: list[tuple[wire.SiteBenefit, list[Markup | None]]]
 
 
 @dataclass(frozen=True)
@@ -156,56 +149,46 @@ def _part(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> dict[str, 
         ],
         "timeline": [(each, _bar(each, longest), received.get(each.round, 0)) for each in run.rounds],
         "total_bytes": sum(received.values()),
-        "troubles": _troubles(run, happened),
-        "stopped": _stop(run),
-        "waiting": _waiting(run, happened),
+        "detail": _detail(run),
         "flight": _flight(hub, session, actor, run, happened),
+        "joint": _joint(hub, session, actor, plan),
+        "benefit": _benefit(hub, session, actor, plan),
     }
+
+
+def _joint(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> Joint | None:
+    """The joint statistics of a run, once they are made."""
+    if runs.readable(session, actor, plan).statistics is None:
+        return None
+    found = site_figures.statistics(hub, session, actor, plan)
+    return Joint(found.sha256, read_statistics(found.document.encode()))
+
+
+def _benefit(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> Benefit | None:
+    """The report of a run, each row with the pictures of its three shares."""
+    found = site_figures.read(hub, session, runs.readable(session, actor, plan))
+    if found is None:
+        return None
+    rows = [
+        (each, [_share(one) for one in (each.local, each.federated, each.majority)]) for each in found.sites
+    ]
+    return Benefit(found.smallest_cohort, rows)
+
+
+def _share(found: wire.Measured | None) -> Markup | None:
+    if found is None:
+        return None
+    told = f"{found.share:.3f}: {found.low:.3f} – {found.high:.3f}"
+    return span(found.share, found.low, found.high, found.share, told)
 
 
 def _bar(each: wire.Round, longest: float) -> Markup:
     return bar(each.seconds, longest, f"{each.seconds:.2f} s")
 
 
-def _stop(run: wire.Run) -> Stop | None:
-    match = _REASON.fullmatch(run.reason or "")
-    return None if not run.reason or match is None else Stop(match[1] or "", match[2], match[3] or "")
-
-
-def _waiting(run: wire.Run, happened: list[wire.Event]) -> str:
-    last = happened[-1] if happened else None
-    if run.ended_at is not None or last is None or last.kind != Kind.WAITING:
-        return ""
-    told = last.data
-    if told.get("for") == "sites":
-        return f"{told.get('online')} of the {told.get('needed')} sites that the plan needs are connected"
-    return f"for {told.get('for')}: {told.get('reason')}"
-
-
-# --- troubles -----------------------------------------------------------------------------------------------
-
-TROUBLES = (Kind.SITE_LEFT_OUT, Kind.SITE_LATE, Kind.SITE_UNREACHABLE)
-
-
-def _troubles(run: wire.Run, happened: list[wire.Event]) -> list[Trouble]:
-    """Newest first: signed refusals, and what the coordinator said of sites."""
-    found = [_trouble(each.round, each.institution, each.code, "", each.statement) for each in run.refusals]
-    signed = {(one.round, one.site, one.code) for one in found}
-    for event in happened:
-        if event.kind not in TROUBLES:
-            continue
-        told = event.data
-        number, site = int(told.get("round") or 0), str(told.get("institution") or "")
-        code = str(told.get("code") or ("E_SITE_GONE" if event.kind == Kind.SITE_UNREACHABLE else "E_LATE"))
-        if (number, site, code) not in signed:
-            message = str(told.get("message") or told.get("reason") or "")
-            found.append(_trouble(number, site, code, message, None))
-    return sorted(found, key=lambda one: -one.round)[:LAST_EVENTS]
-
-
-def _trouble(number: int, site: str, code: str, message: str, statement: str | None) -> Trouble:
-    advice: Advice = advice_on(code)
-    return Trouble(number, site, code, message, advice.owner, advice.step, statement)
+def _detail(run: wire.Run) -> str:
+    """What else the reason of a stop says: what is kept, and how to go on."""
+    return (run.reason or "").partition("\n")[2]
 
 
 # --- the round in flight ------------------------------------------------------------------------------------
