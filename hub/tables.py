@@ -292,12 +292,14 @@ class CapabilityRow(SQLModel, table=True):
 
 
 class PlanRow(SQLModel, table=True):
-    """One training plan; its statement, recipe and config lie in ``statement`` and ``attachment``."""
+    """One training plan; its statement, recipe and config lie in ``statement`` and ``attachment``, an app in
+    the store.
+    """
 
     __tablename__ = "plan"
     id: str = digest(primary_key=True)
     issuer: str = Field(max_length=253, index=True)
-    recipe: str = digest()
+    recipe: str = digest()  # the code: of recipe.json, or of the app bundle
     config: str = digest()
     base_asset: str = digest()
     weights: str = digest()  # of the base version's file that travels

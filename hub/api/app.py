@@ -15,7 +15,19 @@ from fastapi import APIRouter, FastAPI
 from federation.home import Home, Place
 from federation.wire import Problem
 from hub import __version__
-from hub.api import alliance, coordinator, health, log, plans, pulls, registry, runs, statements, uploads
+from hub.api import (
+    alliance,
+    apps,
+    coordinator,
+    health,
+    log,
+    plans,
+    pulls,
+    registry,
+    runs,
+    statements,
+    uploads,
+)
 from hub.api import revisions as drafts
 from hub.api.health import Meters
 from hub.api.huggingface import files, repos, trees, xet
@@ -41,6 +53,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     drafts.router,
     pulls.router,
     plans.router,
+    apps.router,
     runs.router,
     coordinator.router,
 )

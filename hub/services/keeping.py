@@ -62,6 +62,11 @@ def _bases(wanted: Digests, _since: int) -> SelectOfScalar[str]:
     return select(PlanRow.weights).where(col(PlanRow.weights).in_(wanted))
 
 
+def _apps(wanted: Digests, _since: int) -> SelectOfScalar[str]:
+    """App bundles that plans name as their code."""
+    return select(PlanRow.recipe).where(col(PlanRow.recipe).in_(wanted))
+
+
 def _logged(wanted: Digests, _since: int) -> SelectOfScalar[str]:
     """What log entries name that others may look up for ever."""
     subject = col(StatementSubjectRow.statement) == col(StatementRow.id)
@@ -83,6 +88,7 @@ CLAIMS: tuple[Callable[[Digests, int], SelectOfScalar[str]], ...] = (
     _files,
     _aggregates,
     _bases,
+    _apps,
     _logged,
     _uploads,
 )

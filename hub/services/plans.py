@@ -19,7 +19,7 @@ from federation.plan import TrainingPlan, read_plan
 from hub.access import Actor, Thing, decide, may, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
-from hub.services import statements
+from hub.services import apps, statements
 from hub.services.pulls import decide_pull
 from hub.tables import (
     AttachmentRow,
@@ -75,7 +75,8 @@ def submit(hub: Hub, session: Session, actor: Actor, post: wire.PlanPost) -> wir
 
     Raises:
         Rejected: ``E_PLAN``, ``E_CONFIG``, ``E_RECIPE``, or a rule of the log.
-        Refused: ``E_ACCESS``, ``E_LIMIT``, ``E_BASE`` (the base version), ``E_DATASET`` (a participant's).
+        Refused: ``E_ACCESS``, ``E_LIMIT``, ``E_BASE`` (the base version), ``E_DATASET`` (a participant's),
+            ``E_APP_MISSING`` (its app was not uploaded).
     """
     raw = post.bundle.encode()
     statement = read_statement(open_envelope(raw))
@@ -85,13 +86,15 @@ def submit(hub: Hub, session: Session, actor: Actor, post: wire.PlanPost) -> wir
     known = session.get(PlanRow, statement.id)
     if known is not None:
         return _describe(hub, session, known)
-    files = {
-        statement.subjects[0].name: unb64(post.recipe, "E_FIELD"),
-        "config.json": unb64(post.config, "E_FIELD"),
-    }
-    plan = read_plan(statement, files[statement.subjects[0].name], files["config.json"])
+    recipe, config = unb64(post.recipe, "E_FIELD"), unb64(post.config, "E_FIELD")
+    plan = read_plan(statement, recipe, config)
+    files = {"config.json": config}
     _check_participants(hub, session, plan)
     weights = _check_base(hub, session, plan)
+    if plan.config.app is None:
+        files[statement.subjects[0].name] = recipe
+    else:
+        apps.check_app(hub, session, plan.issuer, plan.config.app)
     statements.admit(session, hub.ledger, raw, files)
     row = PlanRow(
         id=plan.id,
@@ -179,8 +182,14 @@ def load(hub: Hub, session: Session, plan_id: str) -> tuple[PlanRow, Entry, Trai
         raise not_found("plan", plan_id)
     with hub.ledger.evidence(session) as evidence:
         entry = _entry(evidence, plan_id)
-    recipe, config = session.get_one(AttachmentRow, row.recipe), session.get_one(AttachmentRow, row.config)
-    return row, entry, read_plan(entry.statement, recipe.data, config.data)
+    config = session.get_one(AttachmentRow, row.config)
+    return row, entry, read_plan(entry.statement, _recipe(session, row), config.data)
+
+
+def _recipe(session: Session, row: PlanRow) -> bytes:
+    """A plan's ``recipe.json``; empty when its code is an app, which lies in the store."""
+    found = session.get(AttachmentRow, row.recipe)
+    return b"" if found is None else found.data
 
 
 def _entry(evidence: Evidence, plan_id: str) -> Entry:
@@ -315,7 +324,7 @@ def _describe(hub: Hub, session: Session, row: PlanRow) -> wire.Plan:
         id=row.id,
         issuer=row.issuer,
         bundle=statement.bundle.decode(),
-        recipe=b64(session.get_one(AttachmentRow, row.recipe).data),
+        recipe=b64(_recipe(session, row)),
         config=b64(session.get_one(AttachmentRow, row.config).data),
         base_asset=row.base_asset,
         rounds=entry.says["rounds"],
