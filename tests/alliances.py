@@ -12,7 +12,7 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -304,7 +304,14 @@ class AllianceInProcess(HubInProcess):
         return self.say(name, "grant", [("manifest.json", terms.dataset)], members)
 
     def train(
-        self, name: str, plan: wire.Plan, consent: str, number: int, source: str, previous: str | None = None
+        self,
+        name: str,
+        plan: wire.Plan,
+        consent: str,
+        number: int,
+        source: str,
+        previous: str | None = None,
+        scaled: Sequence[tuple[str, str]] = (),
     ) -> tuple[str, str]:
         """A lab uploads an update of its own and logs its receipt; digest of the update, id of the receipt."""
         data = weights(float(number), float(LABS.index(name)), secrets.randbelow(1000) / 7)
@@ -320,7 +327,7 @@ class AllianceInProcess(HubInProcess):
         }
         if previous is not None:
             members["previous"] = previous
-        receipt = self.say(name, "receipt", [("update.safetensors", digest(data))], members)
+        receipt = self.say(name, "receipt", [("update.safetensors", digest(data)), *scaled], members)
         return digest(data), receipt
 
     def send(self, client: HubClient, data: bytes, *, plan: str | None = None) -> wire.Upload:
@@ -370,13 +377,22 @@ class Journey:
             return coordinator.orders(self.id, wire.OrdersRequest(**request))
 
     def reports(
-        self, number: int, source: str, labs: tuple[str, ...] = LABS, **changes: Any
+        self,
+        number: int,
+        source: str,
+        labs: tuple[str, ...] = LABS,
+        scaled: Sequence[tuple[str, str]] = (),
+        **changes: Any,
     ) -> wire.RoundReport:
-        """Let labs train and the coordinator upload an aggregate; the report that would close the round."""
+        """Let labs train and the coordinator upload an aggregate; the report that would close the round.
+
+        Args:
+            scaled: further subjects of the receipts.
+        """
         receipts = []
         for lab in labs:
             _, receipt = self.alliance.train(
-                lab, self.plan, self.consents[lab], number, source, self.last.get(lab)
+                lab, self.plan, self.consents[lab], number, source, self.last.get(lab), scaled
             )
             self.last[lab] = receipt
             receipts.append(receipt)
