@@ -65,17 +65,30 @@ class Bell:
         after the last push that its caller has seen waits for the next.
     """
 
-    def __init__(self, poll: str, pushes: tuple[str, ...], who: bytes, *, hold_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        poll: str,
+        pushes: tuple[str, ...],
+        who: bytes,
+        *,
+        hold_s: float = 1.0,
+        settle_s: float = 0.0,
+    ) -> None:
         """
         Args:
             poll: path of the poll that is held.
             pushes: paths that ring when the application has answered them.
             who: name of the header that tells callers apart.
+            settle_s: ring only when nothing more was pushed for that long, at most ten times that long after
+                the first: a message is of no use to a site before all its objects have come.
         """
         self.poll = poll
         self.pushes = pushes
         self._who = who
         self._hold_s = hold_s
+        self._settle_s = settle_s
+        self._soon: asyncio.TimerHandle | None = None
+        self._latest = 0.0
         self._rung = 0
         self._ringing = asyncio.Event()
         self._seen: OrderedDict[bytes, int] = OrderedDict()
@@ -108,7 +121,22 @@ class Bell:
         self._hold_s = 0.0
         self.ring()
 
+    def pushed(self) -> None:
+        """Ring, now or when pushes have settled."""
+        if not self._settle_s:
+            self.ring()
+            return
+        loop = asyncio.get_running_loop()
+        if self._soon is None:
+            self._latest = loop.time() + 10 * self._settle_s
+        else:
+            self._soon.cancel()
+        self._soon = loop.call_at(min(self._latest, loop.time() + self._settle_s), self.ring)
+
     def ring(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         self._rung += 1
         self._ringing.set()
         self._ringing = asyncio.Event()
@@ -188,7 +216,7 @@ class Door:
         if poll is not None:
             poll.polled(caller, seen, empty=status == 200 and size == 0)
         if push is not None and status == 200:
-            push.ring()
+            push.pushed()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 FLEET_BODY_BYTES = 1 << 20  # messages are references; Flower's own apps, which send tensors, need more
 LOCAL_BODY_BYTES = 64 << 20
 MAX_TOKEN_BYTES = 512
+SETTLE_S = 0.02  # between the coordinator's pushes: a message first, then its objects
 SITE_HOLD_S = 5.0  # how long an idle site's poll is held: the load of many sites, against nothing
 
 # flwr's middlewares by the paths that each looks at; every one costs about a millisecond a request.
@@ -160,9 +161,10 @@ async def _serve(
     starter = TaskStarter(factory, address, allowed=allowed, folder=options.folder)
     to_sites = Bell(
         "/v1/fleet/pull-messages",
-        ("/v1/runtime/push-messages",),
+        ("/v1/runtime/push-messages", "/v1/runtime/push-object"),
         FLEET_HTTP_PUBLIC_KEY_HEADER.encode(),
         hold_s=SITE_HOLD_S,
+        settle_s=SETTLE_S,
     )
     to_hub = Bell("/v1/runtime/pull-messages", ("/v1/fleet/push-messages",), TASK_TOKEN_HEADER.encode())
     bells = (to_sites, to_hub)

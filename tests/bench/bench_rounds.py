@@ -36,7 +36,7 @@ from federation.flower.control import Control
 from federation.flower.executor import build_bundle
 from federation.flower.quiet import QUIET
 from federation.home import Home
-from federation.joining import join
+from federation.joining import join, register_site
 from federation.lifeline import code_path, python_command
 from federation.plan import make_model_config
 from storage.encoding import canonical
@@ -45,6 +45,7 @@ OURS = {
     "federation.flower.superlink": "superlink",
     "federation.flower.executor": "coordinator",
     "federation.flower.node": "agent",
+    "many_sites.py": "agents",
     "storage.blob_server": "blob server",
     "hub\0up": "hub",
 }
@@ -56,6 +57,8 @@ STOCK = {
     "flwr-clientapp": "clientapp",
 }
 LIMIT_S = 1800.0
+TOGETHER = 16  # more sites than these share one process
+MANY_SITES = Path(__file__).with_name("many_sites.py")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -107,7 +110,6 @@ class Watch:
                 self._spent[int(path.name)] = (name, (int(words[11]) + int(words[12])) / TICKS)
                 peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
                 self.peaks[name] = max(self.peaks.get(name, 0.0), round(peak * 1024 / 1e6, 1))
-
 
     def spent(self) -> dict[str, float]:
         """CPU seconds since each process began, added up by class."""
@@ -205,12 +207,7 @@ def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
         for number, name in enumerate(names):
             describe(folder, homes[name], number)
         plan = make_plan(folder, homes["owner"], [homes[name] for name in names], mb, rounds)
-        for name in names:
-            command = python_command("hub", "--home", str(homes[name].path), "site", "up", "--json")
-            surroundings = {**os.environ, **code_path()}
-            stack.enter_context(
-                process(command, surroundings, folder / f"{name}.log", stdout=subprocess.DEVNULL)
-            )
+        start_sites(stack, folder, [homes[name] for name in names])
         client = homes["owner"].client()
         wait_for(
             lambda: sum(site.online for site in client.sites()) == sites, "agents online", 120 + 10 * sites
@@ -226,6 +223,20 @@ def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
         figures = Figures([one.seconds for one in run.rounds], {}, spent, round(first, 2))
     figures.peak_rss_mb = watch.peaks
     return figures
+
+
+def start_sites(stack: ExitStack, folder: Path, labs: list[Home]) -> None:
+    """A supervised agent for each lab; above ``TOGETHER`` labs all agents in one process."""
+    surroundings = {**os.environ, **code_path()}
+    if len(labs) > TOGETHER:
+        for lab in labs:
+            register_site(lab, lab.institution.partition(".")[0])
+        commands = [[sys.executable, str(MANY_SITES), *(str(lab.path) for lab in labs)]]
+    else:
+        commands = [python_command("hub", "--home", str(lab.path), "site", "up", "--json") for lab in labs]
+    for number, command in enumerate(commands):
+        log = folder / f"sites-{number}.log"
+        stack.enter_context(process(command, surroundings, log, stdout=subprocess.DEVNULL))
 
 
 def _ended(run: Any) -> Any:

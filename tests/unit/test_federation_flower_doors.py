@@ -220,6 +220,38 @@ def test_a_push_ends_the_wait_of_every_poll() -> None:
     run(work)
 
 
+def test_pushes_close_together_wake_once_when_they_have_settled() -> None:
+    async def work() -> None:
+        app = Application()
+        bell = Bell(POLL, (PUSH,), WHO, hold_s=20, settle_s=0.2)
+        door = Door(app, ("/v1/",), max_body=100, bells=(bell,))
+        await ask(door, scope(POLL))
+        waiting = asyncio.create_task(ask(door, scope(POLL)))
+        for _ in range(4):
+            await ask(door, scope(PUSH))
+            await asyncio.sleep(0.03)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 5)
+        assert len(app.bodies) == 6  # two polls and four pushes: nobody was woken in between
+
+    run(work)
+
+
+def test_pushes_that_never_settle_wake_in_the_end() -> None:
+    async def work() -> None:
+        bell = Bell(POLL, (PUSH,), WHO, hold_s=20, settle_s=0.05)
+        door = Door(Application(), ("/v1/",), max_body=100, bells=(bell,))
+        await ask(door, scope(POLL))
+        waiting = asyncio.create_task(ask(door, scope(POLL)))
+        until = asyncio.get_running_loop().time() + 10
+        while not waiting.done() and asyncio.get_running_loop().time() < until:
+            await ask(door, scope(PUSH))
+            await asyncio.sleep(0.01)
+        assert waiting.done()
+
+    run(work)
+
+
 def test_a_push_between_two_polls_is_not_missed() -> None:
     async def work() -> None:
         door = doors_of(Application(), hold_s=20)
