@@ -58,7 +58,8 @@ def push_version(
     if newest is not None and newest.asset_id == manifest.asset_id:
         return newest
     for entry in manifest.files:
-        transfer.send_file(client, folder / entry.name, progress=steps(moved))
+        hashed = (entry.sha256, entry.size, entry.parts)
+        transfer.send_file(client, folder / entry.name, progress=steps(moved), hashed=hashed)
     return post_version(
         home,
         client,

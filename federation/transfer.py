@@ -65,6 +65,7 @@ def send_file(
     progress: Progress | None = None,
     check_wait_s: float = CHECK_WAIT_S,
     known: tuple[str, int] | None = None,
+    hashed: tuple[str, int, Sequence[str] | None] | None = None,
     until_checked: bool = True,
 ) -> Upload:
     """Bring a file into the store and return its upload, in state ``stored``.
@@ -77,6 +78,8 @@ def send_file(
         known: digest and size of the file, from who has just written it. It then goes whole under one order,
             which the store checks as it comes; only a line that breaks on the way makes it go in parts, for
             which it is read again.
+        hashed: digest, size and part digests from who has just read it, as for a manifest: it goes in parts,
+            and is not read once more for them.
         until_checked: wait for that check; else return in state ``checking`` once all bytes are in the store.
     Raises:
         Rejected: ``E_FILE_CHANGED``; the file is no longer what was announced.
@@ -87,7 +90,7 @@ def send_file(
         whole = _send_whole(client, path, *known, plan, progress)
         if whole is not None:
             return whole
-    sha256, size, parts = hash_file(path)
+    sha256, size, parts = hashed or hash_file(path)
     upload = client.upload(sha256, size, parts=parts, plan=plan)
     counter, attempt = _Counter(size, progress), 0
     while upload.state == "open":

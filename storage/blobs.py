@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from storage.encoding import format_time
 from storage.errors import Misuse, Refused, Unchecked
+from storage.folder_parts import BOOT, append_part, check_part, note_boot, same_boot
 from storage.order_signing import OrderSigner
 
 CHUNK_BYTES = 1 << 20
@@ -86,7 +87,10 @@ class BlobStore(Protocol):
         """Store part ``number`` (from 1; all but the last of at least 5 MiB) ourselves."""
 
     def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
-        """Join the parts 1..n into the object. Repeating it after it succeeded is no error."""
+        """Join the parts 1..n into the object. Repeating it after it succeeded is no error.
+
+        The object outlives a power cut only after ``sync``.
+        """
 
     def abort_parts(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; an unknown one is no error."""
@@ -272,6 +276,7 @@ class FolderStore:
         upload_id = secrets.token_hex(16)
         folder = self._uploads / upload_id
         folder.mkdir()
+        note_boot(folder)
         (folder / "key").write_text(key)
         sync_folder(self._uploads)
         return upload_id
@@ -295,7 +300,7 @@ class FolderStore:
         names = [
             path.name.split(".")
             for path in self.upload_folder(key, upload_id).iterdir()
-            if path.name != "key"
+            if path.name not in ("key", BOOT)
         ]
         return {int(number): etag for number, etag in names}
 
@@ -310,7 +315,10 @@ class FolderStore:
             incoming.unlink(missing_ok=True)
 
     def install_part(self, incoming: Path, folder: Path, number: int, sha256: str) -> None:
-        """Make a finished, synced file the part of an upload: the newest bytes of a part count."""
+        """Make a finished file the part of an upload: the newest bytes of a part count.
+
+        Not brought to the disk: a part that a power cut damages or loses is found out and sent again.
+        """
         try:
             incoming.replace(folder / f"{number}.{sha256}")
         except FileNotFoundError:
@@ -318,17 +326,19 @@ class FolderStore:
         for older in folder.glob(f"{number}.*"):
             if older.name != f"{number}.{sha256}":
                 older.unlink(missing_ok=True)
-        sync_folder(folder)
 
     def complete_parts(self, key: str, upload_id: str, etags: dict[int, str]) -> None:
         path, incoming = self.path(key), self.new_incoming()
         try:
             folder = self.upload_folder(key, upload_id)
             numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
-            with incoming.open("xb") as joined:
+            intact = same_boot(folder)
+            with incoming.open("xb", buffering=0) as joined:
                 for number in numbers:
-                    _append_part(joined, folder / f"{number}.{etags[number]}", etags[number])
-                sync_file(joined)
+                    part = folder / f"{number}.{etags[number]}"
+                    if not intact:
+                        check_part(part, etags[number])
+                    append_part(joined, part)
             self.install(incoming, path)
         except (Unchecked, FileNotFoundError) as error:
             if path.is_file():
@@ -358,19 +368,6 @@ class FolderStore:
         return (
             f"{self._url}/{key}?{self._signer.part_query(check_key(key), upload_id, number, size, expires)}"
         )
-
-
-def _append_part(joined: BinaryIO, part: Path, sha256: str) -> None:
-    """Copy a part's bytes, which are not synced one by one: a crash may have damaged them."""
-    found = hashlib.sha256()
-    with part.open("rb", buffering=0) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            found.update(chunk)
-            joined.write(chunk)
-    if found.hexdigest() != sha256:
-        part.unlink()
-        message = f"part {part.name.split('.')[0]} was damaged in the store and has been dropped"
-        raise Refused("E_PARTS", message, "send it again", status=400)
 
 
 def sync_file(stream: BinaryIO) -> None:

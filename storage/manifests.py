@@ -14,6 +14,7 @@ import secrets
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,23 +228,34 @@ def _no_file(name: str) -> Rejected:
 
 
 def _hash_stream(file: io.RawIOBase, in_parts: bool) -> tuple[str, int, tuple[str, ...] | None]:
+    if not in_parts:
+        digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_READ_BYTES))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+        return digest.hexdigest(), size, None
+    return _hash_with_parts(file)
+
+
+def _hash_with_parts(file: io.RawIOBase) -> tuple[str, int, tuple[str, ...]]:
+    """The whole in this thread and its parts in a second one, over the same bytes: SHA-256 lets both run."""
     whole, part, size = hashlib.sha256(), hashlib.sha256(), 0
     parts: list[str] = []
-    buffer = memoryview(bytearray(_READ_BYTES))
-    while count := file.readinto(buffer[: min(_READ_BYTES, PART_BYTES - size % PART_BYTES)]):
-        whole.update(buffer[:count])
-        size += count
-        if in_parts:
-            part.update(buffer[:count])
-            if size % PART_BYTES == 0:
+    buffers = [memoryview(bytearray(_READ_BYTES)) for _ in range(2)]
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+        hashed = pool.submit(int)
+        while count := file.readinto(buffers[0][: min(_READ_BYTES, PART_BYTES - size % PART_BYTES)]):
+            data = buffers[0][:count]
+            hashed.result()  # the other buffer is free again
+            if size and size % PART_BYTES == 0:
                 parts.append(part.hexdigest())
                 part = hashlib.sha256()
-    if in_parts and size % PART_BYTES:
-        parts.append(part.hexdigest())
-    return whole.hexdigest(), size, tuple(parts) if in_parts else None
-
-
-# --- reading ----------------------------------------------------------------------------------------
+            hashed = pool.submit(part.update, data)  # type: ignore[arg-type]
+            whole.update(data)
+            size += count
+            buffers.reverse()
+        hashed.result()
+    return whole.hexdigest(), size, (*parts, part.hexdigest())
 
 
 def read_manifest(raw: bytes, *, code: str = "E_MALFORMED") -> Manifest:

@@ -174,6 +174,7 @@ def complete(hub: Hub, upload_id: str) -> None:
             f"announced were {row.size} bytes of {row.sha256}, the store holds {size} of {found}",
             "The file changed while it was sent, or the transfer failed: send it again.",
         )
+    hub.store.sync(row.key)
     keep(hub, row.uploader, row.sha256, row.size, parts, row.key, upload_id=row.id)
 
 

@@ -12,6 +12,7 @@ Read ``announce``, ``complete``, ``check_waiting``, ``expire``.
 import hashlib
 import secrets
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
@@ -355,9 +356,12 @@ def check_whole(hub: Hub, upload_id: str) -> UploadRow:
     if row.state != "checking":
         return row
     found, size = hashlib.sha256(), 0
-    for chunk in hub.store.stream(row.key):
-        found.update(chunk)
-        size += len(chunk)
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
+        synced = pool.submit(hub.store.sync, row.key)  # the disk writes while we read what it will hold
+        for chunk in hub.store.stream(row.key):
+            found.update(chunk)
+            size += len(chunk)
+        synced.result()
     if (found.hexdigest(), size) == (row.sha256, row.size):
         return settle(hub, upload_id, checked_by="hub")
     with hub.database.session_scope() as session:

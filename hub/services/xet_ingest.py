@@ -181,6 +181,7 @@ class _Builder:
             if self._buffer:
                 self._flush(bytes(self._buffer))
             store.complete_parts(self._key, self._multipart, store.stored_parts(self._key, self._multipart))
+            store.sync(self._key)
         else:
             store.put(self._key, bytes(self._buffer))
         keep(self._hub, self._owner, found, size, parts, self._key, upload_id=self._id)

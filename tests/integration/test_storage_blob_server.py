@@ -353,9 +353,20 @@ def test_part_that_a_crash_damaged_is_dropped_and_asked_for_again(store: FolderS
     upload = store.begin_parts("k")
     part = store.upload_folder("k", upload) / f"1.{SHA}"
     part.write_bytes(bytes(len(DATA)))
+    part.with_name("boot").write_text("the machine ran at another time then")
     with pytest.raises(Refused, match=r"E_PARTS: part 1 was damaged"):
         store.complete_parts("k", upload, {1: SHA})
     assert (store.size("k"), store.stored_parts("k", upload)) == (None, {})
     part.write_bytes(DATA)
     store.complete_parts("k", upload, {1: SHA})
     assert store.get("k") == DATA
+
+
+def test_parts_are_joined_in_order_whatever_their_sizes_are(store: FolderStore) -> None:
+    upload = store.begin_parts("k")
+    pieces = {1: b"a" * (5 << 20), 2: b"b" * (6 << 20), 3: b"c"}
+    for number, data in pieces.items():
+        store.put_part("k", upload, number, data)
+    store.complete_parts("k", upload, store.stored_parts("k", upload))
+    assert store.get("k") == b"".join(pieces.values())
+    store.sync("k")
