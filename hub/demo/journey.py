@@ -13,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from federation import wire
 from federation.home import Home
+from hub.commands.runs import report_lines
 from hub.demo import accuracy, attacks, digits
 from hub.demo.alliance import LABS, ROLES, Alliance, Answer, CommandFailed, institution
 from hub.demo.memory import MemoryWatch
@@ -61,6 +63,7 @@ class Journey:
         self.plan = ""
         self.version: dict[str, Any] = {}
         self.run: dict[str, Any] = {}
+        self.benefit: dict[str, Any] = {}
         self.compared: accuracy.Comparison | None = None
         self._memory = MemoryWatch()
         self._began = 0.0
@@ -148,6 +151,7 @@ class Journey:
             self._say(
                 f"round {each['round']}: {each['seconds']:.2f} s, {len(each['receipts'])} receipts, {metrics}"
             )
+        self.benefit = self.alliance.run("owner", "run", "report", self.plan).data
         self.version = self.alliance.run("owner", "run", "finish", self.plan, "--tag", "federated").data
         self._first_audit()
 
@@ -219,7 +223,6 @@ class Journey:
         return str(self.alliance.run("owner", "plan", "submit", str(folder)).data["id"])
 
     def _play_hostile(self, plan: str) -> None:
-        from federation import wire
         from federation.flower.control import Control
         from hub.demo.hostile import HostileHub, node_ids
 
@@ -342,6 +345,7 @@ class Journey:
         return {
             "seconds_per_round": [each["seconds"] for each in self.run["rounds"]],
             "accuracy": asdict(self.compared),
+            "benefit": self.benefit,
             "refused": self.refused,
             "model": {
                 "name": self.version["name"],
@@ -367,6 +371,8 @@ class Journey:
         memory = ", ".join(f"{name} {peak:.0f}" for name, peak in report["peak_rss_mb"].items())
         return [
             "",
+            *report_lines(wire.BenefitReport.model_validate(_without(self.benefit, "checked")), {}),
+            "",
             *table((f"accuracy on the labs' {found['n']} held-out rows", ""), rows),
             "",
             f"{len(seconds)} rounds, {sum(seconds) / len(seconds):.2f} s each; refused as it must be: "
@@ -388,6 +394,10 @@ STEPS: tuple[tuple[str, Callable[[Journey], None]], ...] = (
     ("A firm pulls", Journey._firm),
     ("An auditor verifies, without a network", Journey._auditor),
 )
+
+
+def _without(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != name}
 
 
 def _label_counts(path: Path) -> list[int]:

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(600)]
 MEMBERS = {
     "seconds_per_round",
     "accuracy",
+    "benefit",
     "refused",
     "model",
     "pack",
@@ -98,6 +99,17 @@ def test_federation_beats_every_lab_alone_on_the_same_rows(demo: Demo) -> None:
     )
     assert max(found["local"].values()) < found["federated"] <= found["pooled"] + 0.02
     assert found["majority"] < min(found["local"].values())
+
+
+def test_the_benefit_report_is_the_labs_signed_word_and_claims_no_gain_that_is_none(demo: Demo) -> None:
+    found = demo.report["benefit"]
+    assert set(found["checked"].values()) == {"checked"}
+    held_out = {f"{name}.example": len(parts["heldout"]) for name, parts in digits.split().items()}
+    for row in found["sites"]:
+        assert row["rows"] == held_out[row["institution"]]
+        federated, alone = row["federated"], max(row["local"], row["majority"], key=lambda one: one["share"])
+        apart = federated["low"] > alone["high"], federated["high"] < alone["low"]
+        assert row["verdict"] == {(1, 0): "gain", (0, 0): "no clear difference", (0, 1): "loss"}[apart]
 
 
 def test_the_reported_accuracy_is_that_of_the_pulled_model(demo: Demo) -> None:
