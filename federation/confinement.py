@@ -131,6 +131,7 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "iopl": (172, None),
     "ioperm": (173, None),
 }
+_NETWORK = frozenset({"socket", "connect", "bind", "listen"})
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE, _CLONE3, _OPEN, _OPENAT = (56, 220), (435, 435), (2, None), (257, 56)
 _KILL_CALL, _TGKILL, _PRLIMIT = (62, 129), (234, 131), (302, 261)
@@ -145,6 +146,7 @@ class Bounds:
         read, write: files and folders; everything else is closed to it.
         memory: bytes of its own. file_size: bytes of the largest file it can write.
         open_files: descriptors.
+        network: whether it may open connections.
     """
 
     read: tuple[Path, ...]
@@ -152,6 +154,7 @@ class Bounds:
     memory: int
     file_size: int
     open_files: int = 256
+    network: bool = False
 
 
 class _Attributes(ctypes.Structure):
@@ -191,7 +194,7 @@ def confine(bounds: Bounds) -> None:
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     if "files" in able:
         _close_files(libc, bounds)
-    _filter_calls(libc)
+    _filter_calls(libc, _NETWORK if bounds.network else frozenset())
 
 
 def _set_limits(bounds: Bounds) -> None:
@@ -226,7 +229,8 @@ def _landlock_abi() -> int:
 def _close_files(libc: ctypes.CDLL, bounds: Bounds) -> None:
     abi = _landlock_abi()
     handled = _FILE_RIGHTS[min(abi, max(_FILE_RIGHTS))]
-    attributes = _Attributes(handled, _TCP if abi >= 4 else 0, _SCOPED if abi >= 6 else 0)
+    tcp = _TCP if abi >= 4 and not bounds.network else 0
+    attributes = _Attributes(handled, tcp, _SCOPED if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
     _check(ruleset, "landlock_create_ruleset")
@@ -258,15 +262,16 @@ def _open_path(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None
 # --- system calls -----------------------------------------------------------------------------------------
 
 
-def _filter_calls(libc: ctypes.CDLL) -> None:
+def _filter_calls(libc: ctypes.CDLL, but: frozenset[str]) -> None:
     column, architecture = _ARCHITECTURES[platform.machine()]
-    words = b"".join(_program(column, architecture, os.getpid()))
+    forbidden = [numbers[column] for name, numbers in _FORBIDDEN.items() if name not in but]
+    words = b"".join(_program(column, architecture, os.getpid(), forbidden))
     buffer = ctypes.create_string_buffer(words, len(words))
     program = _Program(len(words) // 8, ctypes.cast(buffer, ctypes.c_void_p))
     _check(libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "seccomp")
 
 
-def _program(column: int, architecture: int, own: int) -> Iterable[bytes]:
+def _program(column: int, architecture: int, own: int, forbidden: Sequence[int | None]) -> Iterable[bytes]:
     """The filter, instruction by instruction. A call's number is at 0, its architecture at 4, the low halves
     of its arguments at 16, 24, ...; a block that loads one of them ends with an answer.
     """
@@ -284,8 +289,7 @@ def _program(column: int, architecture: int, own: int) -> Iterable[bytes]:
     for number, place in ((_OPEN[column], 1), (_OPENAT[column], 2)):
         if number is not None:
             yield from _when_number(number, list(_no_silent_truncation(place)))
-    for numbers in _FORBIDDEN.values():
-        number = numbers[column]
+    for number in forbidden:
         if number is not None:
             yield _word(_EQUAL, number, 0, 1)
             yield _word(_RETURN, _ERRNO | _EPERM)

@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "institution": ("institutions", "Members and their key rings: create, approve, trust, show, rotate"),
     "data": ("datasets", "Datasets that stay on-site: describe, list, show"),
     "model": ("models", "Models: push, pull, diff, lineage, list, show, tag"),
+    "app": ("apps", "A lab's own code as Flower app bundles: push, show; Flower's own runs: allow, run"),
     "grant": ("grants", "Signed permissions: issue, list, show, revoke, verify"),
     "plan": ("plans", "Training plans: new, check, submit, show, list"),
     "run": ("runs", "Runs of plans: start, watch, list, show, cancel, resume, finish"),

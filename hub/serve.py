@@ -199,6 +199,7 @@ def start_superlink(settings: Settings, hub: Hub) -> Child:
         fleet=f"{settings.listen}:{settings.fleet_port}",
         hosts=(host,),
         local_port=settings.control_port,
+        fleet_body=settings.fleet_body,
     )
     try:
         child.wait_ready()

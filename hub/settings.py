@@ -109,6 +109,13 @@ class Settings(BaseSettings):
     fleet_port: int = _setting(
         8003, "Public TLS port of SuperLink: lab agents connect here.", "TCP port", ge=0, le=65535
     )
+    fleet_body: int = _setting(
+        1 << 20,
+        "Largest body from a site, where SuperLink is a child. Runs of stock Flower apps send tensors in it.",
+        "bytes",
+        ge=1 << 20,
+        le=1 << 31,
+    )
     fleet_public: str | None = _setting(
         None, "host:port at which labs reach SuperLink. Unset: listen address and fleet port.", "host:port"
     )

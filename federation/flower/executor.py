@@ -1,8 +1,10 @@
 """Starts a process for the ServerApp of each run, and for nothing else that flwr could start.
 
 ``TaskStarter`` lives in SuperLink's process and claims tasks there; ``main`` is the process it starts. Only
-bundles whose digest is allowed get one: ours, and those the operator names. The task's token travels by a
-    pipe, never on a command line; the child sees no secret of its parent's surroundings and dies with it.
+bundles whose digest is allowed get one: ours, and those the operator names, which are kept from all files but
+their own (``federation.confinement``): SuperLink's user can read the coordinator's token. The task's token
+travels by a pipe, never on a command line; the child sees no secret of its parent's surroundings and dies
+with it.
 """
 
 import hashlib
@@ -17,11 +19,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from federation.confinement import Bounds, abilities, confine, system_paths
+from federation.flower.allowed_apps import read_allowed
 from federation.flower.quiet import QUIET, keep_quiet
 from federation.lifeline import die_with, plain_environment, python_command
+from storage.errors import Unchecked
 
 POLL_S = 0.1
 STOP_S = 3.0
+FOREIGN_BYTES = 16 << 30  # of memory, and of one file, that a foreign ServerApp may use
 APP = Path(__file__).with_name("app")
 
 
@@ -127,18 +133,21 @@ class TaskStarter:
         from flwr.common.constant import SubStatus
 
         run = state.get_run_info(run_ids=[task.run_id])[0]
-        if run.fab_hash not in self._allowed:
+        foreign = run.fab_hash != coordinator_bundle().digest
+        if run.fab_hash not in self._allowed | read_allowed(self._folder):
             reason = f"E_APP_NOT_ALLOWED: the operator does not allow the app bundle {run.fab_hash}"
             state.activate_task(task.task_id)
             state.finish_task(task.task_id, SubStatus.FAILED, reason)
             return
-        work = self._folder / "coordinator"
+        work = self._folder / ("foreign" if foreign else "coordinator")
         work.mkdir(exist_ok=True, mode=0o700)
-        surroundings = plain_environment(
-            {**QUIET, "FLWR_HOME": os.environ["FLWR_HOME"], "FEDHUB_COORDINATOR_WORK": str(work)}
-        )
+        own = {"FLWR_HOME": os.environ["FLWR_HOME"], "FEDHUB_COORDINATOR_WORK": str(work)}
+        if foreign:
+            own = dict.fromkeys(("FLWR_HOME", "HOME", "TMPDIR"), str(work))
+        surroundings = plain_environment({**QUIET, **own})
+        whose = "foreign" if foreign else "coordinator"
         process = subprocess.Popen(
-            python_command("federation.flower.executor", self._address, str(os.getpid())),
+            python_command("federation.flower.executor", self._address, str(os.getpid()), whose),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # its output goes to SuperLink, which serves it as the run's log
             env=surroundings,
@@ -154,9 +163,11 @@ class TaskStarter:
 
 
 def main() -> None:
-    """One ServerApp: ``python -m federation.flower.executor ADDRESS PARENT``, token on stdin."""
-    address, parent = sys.argv[1], int(sys.argv[2])
+    """One ServerApp: ``python -m federation.flower.executor ADDRESS PARENT WHOSE``, token on stdin."""
+    address, parent, whose = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     die_with(parent)
+    if whose == "foreign":
+        _confine(Path.cwd())
     keep_quiet()
     token = sys.stdin.readline().strip()
     from queue import Queue
@@ -178,6 +189,17 @@ def main() -> None:
         )
     finally:
         restore_output()
+
+
+def _confine(work: Path) -> None:
+    """Leave a foreign ServerApp nothing but its own folder and its connection to SuperLink."""
+    if "files" not in abilities():
+        raise Unchecked(
+            "E_APP_PROTECTION", "this machine cannot keep an app from files", "use Linux 5.13 or later"
+        )
+    readable = (*system_paths(), Path("/etc/hosts"), Path("/etc/resolv.conf"), Path("/etc/nsswitch.conf"))
+    write = (work, Path(os.devnull))
+    confine(Bounds(readable, write, memory=FOREIGN_BYTES, file_size=FOREIGN_BYTES, network=True))
 
 
 if __name__ == "__main__":

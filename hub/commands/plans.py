@@ -3,10 +3,11 @@
 import base64
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hub.commands.apps import bundle_bytes
 from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit, Unchecked
@@ -82,22 +83,29 @@ def new(
     smallest_cohort: Annotated[
         int | None, typer.Option(help="Tell nothing about fewer rows (default: 10).", min=1, max=1_000_000)
     ] = None,
+    app_: Annotated[
+        str | None,
+        typer.Option("--app", help="Your own code: a Flower app bundle, by file, digest or an earlier plan."),
+    ] = None,
 ) -> Exit:
-    """Draft a plan in a folder: plan.json, recipe.json, config.json. Nothing is signed yet."""
+    """Draft a plan in a folder: plan.json, recipe.json or app.fab, config.json. Nothing is signed yet."""
     from federation.planning import Terms, draft_plan
 
     terminal = terminal_of(ctx)
     if (epsilon is None) != (delta is None):
         raise Unchecked("E_USAGE", "--epsilon and --delta belong together", "give both or neither")
+    home = home_of(terminal)
+    with home.client() as client:
+        bundle = None if app_ is None else bundle_bytes(client, app_)
     terms = Terms(
         participants=participant,
         rounds=rounds,
         min_participants=min_participants,
         approvals=approvals,
         days=days,
-        parameters=_settings(setting),
+        parameters=settings_of(setting),
         strategy=strategy,
-        strategy_parameters=_settings(strategy_parameter),
+        strategy_parameters=settings_of(strategy_parameter),
         weighting=weighting,
         max_examples=max_examples,
         compression=compression,
@@ -110,10 +118,11 @@ def new(
         delta=delta,
         harmonise=harmonise_column or harmonise,
         count_labels=count_labels,
-        report=report,
+        report=report and bundle is None,
         smallest_cohort=smallest_cohort,
+        app=bundle,
     )
-    with home_of(terminal).client() as client:
+    with home.client() as client:
         draft = draft_plan(client, folder, model, terms)
     return terminal.done(
         {"folder": str(folder), "base": draft.base_name, **draft.members},
@@ -128,21 +137,28 @@ def check(
     plan: Annotated[str, typer.Argument(metavar="FOLDER|PLAN", help="A draft's folder, or a plan's id.")],
 ) -> Exit:
     """Check a draft or a submitted plan: signature by your own pins, files, code as installed here."""
+    from federation.app_bundle import check_named, read_bundle
     from federation.deciding import read_checked_plan
     from federation.plan import check_recipe
-    from federation.planning import check_draft, read_draft
+    from federation.planning import check_draft, fetch_app, read_draft
 
     terminal = terminal_of(ctx)
     home = home_of(terminal)
+    same = "the recipe installed here is byte for byte the code that the plan names"
     if Path(plan).is_dir():
         found = check_draft(home, read_draft(Path(plan)))
         said = "draft, not signed"
     else:
         with home.client() as client:
             found, _shown = read_checked_plan(home, client, plan)
+            if found.config.app is not None:
+                check_named(read_bundle(fetch_app(client, found.code)), found.config.app)
         said = f"signed by {found.issuer}, as pinned here"
-    check_recipe(found.config, found.code)
     config = found.config
+    if config.app is None:
+        check_recipe(config, found.code)
+    else:
+        same = f"the code is the plan owner's own app of {config.app.size:,} bytes: fedhub app show"
     return terminal.done(
         {
             "plan": None if Path(plan).is_dir() else found.id,
@@ -155,7 +171,7 @@ def check(
             "participants": [{"institution": s.institution, "dataset": s.dataset} for s in found.sites],
         },
         f"Plan ({said}): {found.rounds} rounds of {config.strategy}, {config.recipe} {short(found.code)}",
-        "  the recipe installed here is byte for byte the code that the plan names",
+        f"  {same}",
         f"  participants {', '.join(site.institution for site in found.sites)}; each round needs "
         f"{found.min_participants}; a release needs {found.approvals} approvals",
         f"  parameters {json.dumps(dict(config.parameters), sort_keys=True)}",
@@ -231,6 +247,7 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
         f"plan {found.id} of {found.issuer}, run {found.run or 'not started'}",
         f"  base {found.base_asset}, {found.rounds} rounds, each needs {found.min_participants}, "
         f"release needs {found.approvals}, expires {found.expires}",
+        *told_of_app(config.get("app"), plan),
         *table(("institution", "dataset", "answer", "site"), rows),
     )
 
@@ -251,7 +268,17 @@ def asked_of_sites(config: "Config") -> list[str]:
     return lines
 
 
-def _settings(texts: list[str] | None) -> dict[str, str]:
+def told_of_app(app: dict[str, Any] | None, plan: str) -> list[str]:
+    """What a steward is told of a plan whose code no fedhub ships."""
+    if app is None:
+        return []
+    return [
+        f"  code: an app of the plan's owner, sha256 {app['sha256']}, {app['size']:,} bytes",
+        f"  read it before you consent: fedhub app show {plan} --out DIR",
+    ]
+
+
+def settings_of(texts: list[str] | None) -> dict[str, str]:
     """``NAME=VALUE`` texts as members; what type a value is, its rule decides."""
     found: dict[str, str] = {}
     for text in texts or []:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hub.commands.homes import home_of
-from hub.commands.plans import KEPT_UPDATES, asked_of_sites
+from hub.commands.plans import KEPT_UPDATES, asked_of_sites, told_of_app
 from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.errors import Exit, FedhubError
 
 if TYPE_CHECKING:
     from federation.home import Home
+    from federation.plan import Config
 
 ONLINE_POLL_S = 0.5
 
@@ -219,11 +220,16 @@ def approve(
         {"plan": found.id, "consent": record.id, "index": record.index},
         f"{home.institution} consents to plan {short(found.id)} of {found.issuer}: {found.rounds} rounds, "
         f"code {short(found.code)}.",
+        *told_of_app(_app_of(found.config), short(found.id))[:1],
         *([KEPT_UPDATES] if found.config.keep_updates else []),
         *asked_of_sites(found.config),
         f"Signed, logged at {record.index}, kept in {home.path}/statements. "
         f"To end it: fedhub grant revoke {short(record.id)}",
     )
+
+
+def _app_of(config: "Config") -> dict[str, object] | None:
+    return None if config.app is None else vars(config.app)
 
 
 def _tell_online(terminal: Terminal, home: "Home", name: str) -> None:
