@@ -44,7 +44,9 @@ from federation.messages import (
 )
 from federation.orders import Order, OrderDesk, read_order, told
 from federation.plan import TrainingPlan, build_recipe, check_recipe
+from federation.reaching import ON_THE_WAY
 from federation.recipes.catalogue import RECIPES
+from federation.site_log import SiteLog, at_work, explain_failure
 from federation.site_policy import read_policy
 from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
@@ -60,6 +62,7 @@ SPARE_BYTES = 256 << 20  # what an input must leave free on the disk, besides ro
 # Codes of what may pass by itself: the hub or its store is away, the disk is full.
 PASSING = frozenset(
     {
+        *ON_THE_WAY,
         "E_HUB_UNREACHABLE",
         "E_HUB_ANSWER",
         "E_STORE_UNREACHABLE",
@@ -102,6 +105,7 @@ class Agent:
         self._client = client
         self._ledger = ledger
         self._clock = clock
+        self._log = SiteLog(home)
         self._desk = OrderDesk(home, client, clock=clock)
         self._scaling = JointScaling(client)
         self._apps = AppRunner(home, client)
@@ -129,10 +133,8 @@ class Agent:
             return OrderReply(dataset=None, refusal=note)
         try:
             return self._perform(order, message)
-        except OSError as error:
-            return self._refuse(
-                order, Unchecked("E_SITE_IO", f"the site cannot go on: {error.strerror}", "free its disk")
-            )
+        except (OSError, MemoryError, RuntimeError, ImportError) as error:
+            return self._refuse(order, explain_failure(error))
         except (Refused, Rejected, Unchecked) as error:
             return self._refuse(order, error)
 
@@ -155,7 +157,8 @@ class Agent:
         answer = self._answered(order)
         if answer is None:
             self._check_data(task.dataset)
-            answer = self._do(task, message.input)
+            with at_work(self._home.site, order.id):
+                answer = self._do(task, message.input)
         return self._reply(task, answer)
 
     # --- may it be done? ----------------------------------------------------------------------------------
@@ -232,14 +235,17 @@ class Agent:
             )
         for entry in manifest.files:
             path = dataset.folder / entry.name
-            with suppress(FileNotFoundError):
+            try:
                 status = os.stat(path, follow_symlinks=False)
                 digest = self._ledger.checked_file(path, status)
                 if digest is None:
                     digest, _, _ = hash_file(path)
                     self._ledger.save_checked_file(path, status, digest)
-                if digest == entry.sha256:
-                    continue
+            except FileNotFoundError as error:
+                message = f"dataset {dataset.name}: {entry.name} is not there"
+                raise Rejected("E_DATA_MISSING", message, "restore the file") from error
+            if digest == entry.sha256:
+                continue
             raise Rejected(
                 "E_DATASET_CHANGED",
                 f"dataset {dataset.name}: a file is not what its manifest {dataset.asset_id} says",
@@ -261,6 +267,7 @@ class Agent:
             do = self._train if order.action == "train" else self._evaluate
             answer = do(task, weights, parameters, cohort)
         self._ledger.save_answer(answer)
+        self._log.over()
         if order.action == "train":
             self._forget_residuals(order)
         return answer
@@ -489,12 +496,18 @@ class Agent:
             raise Rejected("E_RECEIPT", f"round {answer.round}: the hub logged another receipt, {receipt_id}")
 
     def _refuse(self, order: Order, error: FedhubError) -> OrderReply:
-        """A signed no, in the ledger and, when the hub is there, in the log."""
+        """A signed no, in the ledger and, when the hub is there, in the log; unsigned without a key."""
+        self._log.line(error)
         kept = self._ledger.refusal(order.id, error.code)
         if kept is None:
             members = {"order": order.id, "plan": order.plan, "round": order.round, "code": error.code}
             subjects = [("input.safetensors", order.input)]
-            bundle = self._home.sign("refusal", subjects, members, now=int(self._clock()))
+            try:
+                bundle = self._home.sign("refusal", subjects, members, now=int(self._clock()))
+            except Unchecked as lost:
+                self._log.tell(lost)
+                note = RefusalNote(code=lost.code, message=told(lost)[:2000], statement=None)
+                return OrderReply(dataset=order.dataset, refusal=note)
             kept = KeptRefusal(
                 order_id=order.id,
                 code=error.code,

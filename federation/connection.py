@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from federation import wire
+from federation.reaching import check_skew, explain
 from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
 from storage.signing import key_hint
 
@@ -31,6 +32,8 @@ ANSWER_LIMIT = 32 << 20  # bytes of one JSON answer
 ASSERTION_S = 50  # the hub accepts at most 60
 RENEW_BEFORE_S = 30
 TRY_AGAIN = (502, 503, 504)
+# A hub that cannot be reached for one of these is not away: somebody has to mend something.
+NOT_AWAY = ("E_DNS", "E_TLS_CA", "E_TLS_EXPIRED", "E_TLS_NAME")
 
 
 @cache
@@ -196,7 +199,7 @@ class HubConnection:
     def _patiently(self, once: Any) -> httpx.Response:
         """Try again while the hub is away, for ``patience_s`` at most; then its last answer or error."""
         trying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(httpx.TransportError)
+            retry=tenacity.retry_if_exception(_may_pass)
             | tenacity.retry_if_result(lambda response: response.status_code in (*TRY_AGAIN, 429)),
             wait=tenacity.wait_exponential(multiplier=0.1, max=2.0) + tenacity.wait_random(0, 0.1),
             stop=tenacity.stop_after_delay(self._patience_s),
@@ -205,6 +208,9 @@ class HubConnection:
         try:
             response: httpx.Response = trying(once)
         except httpx.TransportError as error:
+            known = explain(error, self.endpoint)
+            if known is not None and known.code in NOT_AWAY:
+                raise known from error
             raise Unchecked(
                 "E_HUB_UNREACHABLE",
                 f"{self.endpoint}: {type(error).__name__}: {error}",
@@ -249,6 +255,7 @@ class HubConnection:
                 f"the hub answered {response.status_code} to the login", request=response.request
             )
         if not response.is_success:
+            check_skew(response.headers.get("date"), self.endpoint)
             raise error_of(response)
         return read_answer(response.content, TypeAdapter(wire.AccessToken), "token")
 
@@ -274,6 +281,14 @@ def error_of(response: httpx.Response) -> FedhubError:
     if status == 422 and problem.field is None:
         return Rejected(problem.code, problem.detail, problem.hint)
     return Refused(problem.code, problem.detail, problem.hint, status=status, field=problem.field)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether to try again: a certificate or a name that is wrong stays so."""
+    if not isinstance(error, httpx.TransportError):
+        return False
+    known = explain(error, "")
+    return known is None or known.code not in NOT_AWAY
 
 
 def _last_outcome(state: tenacity.RetryCallState) -> Any:

@@ -9,7 +9,6 @@ when this process is killed, the child gets SIGTERM from the system.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from federation.home import Home
 from federation.joining import post_status, register_site
 from federation.lifeline import code_path, python_command
-from storage.errors import Refused, Rejected, Unchecked
+from federation.reaching import ON_THE_WAY, fleet_place, reach, read_roots, trusting
+from federation.site_log import SiteLog
+from federation.wire import SiteTrouble
+from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.signing import read_private_key
 
 SITE_NAME = "main"
@@ -35,7 +37,7 @@ LEAN = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_ARENA_MAX": "2"}
 STEADY_S = 20.0  # an agent that lived this long begins with the first pause again
 LOOK_S = 0.2
 STOP_S = 15.0
-CONNECT_S = 3.0
+TELL_AGAIN_S = 5.0  # what lasts is told again, to runs that have begun since
 STATUS_EVERY_S = 12 * 3600
 STATUS_AGAIN_S = 60.0  # after a failure
 STATUS_VALID_S = 24 * 3600
@@ -56,10 +58,18 @@ def run_site(
         Refused: the hub does not take this site's node key. Unchecked: keys or the Fleet address are missing.
     """
     ended = stop or threading.Event()
-    _check(home)
+    log = SiteLog(home, say)
+    log.over()
+    try:
+        _check(home)
+    except FedhubError as error:
+        log.tell(error)
+        raise
+    report = threading.Thread(target=_report, args=(home, name, log, ended), name="trouble", daemon=True)
+    report.start()
     status = threading.Thread(target=_keep_status, args=(home, say, ended), name="status", daemon=True)
     with _ending(ended):
-        _register(home, name, say, ended)
+        _register(home, name, log, ended)
         status.start()
         AgentProcess(home, say, ended).keep_alive()
     status.join(STOP_S)
@@ -72,6 +82,7 @@ class AgentProcess:
         self._home = home
         self._say = say
         self._ended = ended
+        self._log = SiteLog(home, say)
         self._pause_s = FIRST_PAUSE_S
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -79,9 +90,7 @@ class AgentProcess:
         """Return when the site is told to end."""
         away = False
         while not self._ended.is_set():
-            if not _answers(self._home.fleet):
-                if not away:
-                    self._say(f"{self._home.fleet} does not answer; trying again")
+            if not self._reaches_fleet():
                 away = True
                 self._ended.wait(AWAY_PAUSE_S)
                 continue
@@ -89,6 +98,18 @@ class AgentProcess:
                 self._pause_s = FIRST_PAUSE_S
             away = False
             self._run_once()
+
+    def _reaches_fleet(self) -> bool:
+        """Whether the Fleet address answers by its certificate; else what is in the way is told."""
+        try:
+            reach(fleet_place(self._home.fleet), trusting(read_roots(self._home.path)))
+        except Unchecked as error:
+            self._log.tell(error)
+            return False
+        trouble = self._log.newest()
+        if trouble is not None and trouble.code in ON_THE_WAY:
+            self._log.over()
+        return True
 
     def _run_once(self) -> None:
         """Start the child and wait for its end, or end it when the site ends."""
@@ -107,6 +128,8 @@ class AgentProcess:
         if time.monotonic() - began > STEADY_S:
             self._pause_s = FIRST_PAUSE_S
         self._say(f"the agent ended with status {self.process.returncode}; starting it again")
+        if self.process.returncode == -signal.SIGKILL:
+            self._log.tell(Unchecked("E_AGENT_DIED", "the agent's process was killed (signal 9)"))
         self._wait()
 
     def _wait(self) -> None:
@@ -140,7 +163,7 @@ def _check(home: Home) -> None:
         raise Unchecked("E_FLEET", f"{home.path} knows no Fleet address", "join with an invitation first")
 
 
-def _register(home: Home, name: str, say: Say, ended: threading.Event) -> None:
+def _register(home: Home, name: str, log: SiteLog, ended: threading.Event) -> None:
     """Register at the hub, waiting for it while it is away."""
     pause_s = FIRST_PAUSE_S
     while not ended.is_set():
@@ -148,7 +171,10 @@ def _register(home: Home, name: str, say: Say, ended: threading.Event) -> None:
             register_site(home, name)
             return
         except Unchecked as error:
-            say(f"{error}; trying again")
+            log.tell(error)
+        except (Refused, Rejected) as error:
+            log.tell(error)
+            raise
         ended.wait(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
@@ -169,13 +195,19 @@ def _keep_status(home: Home, say: Say, ended: threading.Event) -> None:
             wait_s = STATUS_AGAIN_S
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
-            return True
-    except (OSError, ValueError):
-        return False
+def _report(home: Home, name: str, log: SiteLog, ended: threading.Event) -> None:
+    """Let the hub know what keeps the agent from its work, while it does, so that runs can show it."""
+    said: tuple[str, int] | None = None
+    said_at = float("-inf")
+    while not ended.wait(LOOK_S):
+        trouble = log.newest()
+        now = time.monotonic()
+        if trouble is None or ((trouble.code, trouble.at) == said and now - said_at < TELL_AGAIN_S):
+            continue
+        said, said_at = (trouble.code, trouble.at), now
+        # What keeps us from telling the hub is in the log already.
+        with contextlib.suppress(FedhubError), home.client("snapshot") as client:
+            client.tell_trouble(SiteTrouble(name=name, code=trouble.code, message=trouble.message))
 
 
 @contextlib.contextmanager

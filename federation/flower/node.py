@@ -26,10 +26,14 @@ from federation.flower.quiet import keep_quiet
 from federation.home import Home
 from federation.lifeline import die_with
 from federation.messages import MESSAGE_LIMIT_BYTES, OrderMessage, OrderReply, RefusalNote, read_message
+from federation.reaching import ON_THE_WAY, explain, read_roots
+from federation.site_log import SiteLog
 from storage.errors import FedhubError, Rejected, Unchecked
 from storage.signing import read_private_key
 
 if TYPE_CHECKING:
+    import httpx
+
     from federation.agent import Agent
 
 Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
@@ -42,6 +46,7 @@ LONG_POLL_S = 1.0
 HELD_S = 0.5  # a poll that took this long was held by the server: the next may follow at once
 GIVE_UP_S = 3.0  # how long flwr, with growing pauses, tries a call again before we connect anew
 ADMITTED_S = 60.0  # how long a node that is refused asks again; then flwr says why, and ends the process
+TOLD_S = 4.0  # after which that is told: a SuperLink that has just started knows nobody for a moment
 FIRST_PAUSE_S = 0.3
 LONGEST_PAUSE_S = 2.0
 STEADY_S = 10.0
@@ -157,7 +162,7 @@ def serve_node(home: Home) -> NoReturn:
     lock = take_lock(home)
     private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
     keys = (private, private.public_key())
-    roots = _fleet_roots(home)
+    roots = read_roots(home.path)
     _warm()
     short = 0
     with lock:
@@ -220,18 +225,6 @@ def take_lock(home: Home) -> Any:
     return file
 
 
-def _fleet_roots(home: Home) -> bytes:
-    path = home.path / "fleet-ca.pem"
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Unchecked(
-            "E_FLEET_CA",
-            f"{path}: cannot be read ({error.strerror})",
-            "it came with the invitation: restore it",
-        ) from error
-
-
 def _warm() -> None:
     """Load what the first order would wait for."""
     with suppress(ModuleNotFoundError):  # the order that needs it is refused by name
@@ -271,15 +264,31 @@ def _wait_admitted(home: Home, keys: Keys, roots: bytes) -> None:
 
     public = public_key_to_bytes(keys[1])
     asked = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-    until, pause_s = time.monotonic() + ADMITTED_S, FIRST_PAUSE_S
-    while time.monotonic() < until:
-        with suppress(httpx.HTTPError), _fleet(home, keys, roots) as fleet:
-            node_id = fleet.ActivateNode(asked).node_id
-            _note_lease(home, node_id)
-            fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+    log, began, pause_s = SiteLog(home), time.monotonic(), FIRST_PAUSE_S
+    while time.monotonic() < began + ADMITTED_S:
+        try:
+            with _fleet(home, keys, roots) as fleet:
+                node_id = fleet.ActivateNode(asked).node_id
+                _note_lease(home, node_id)
+                fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+        except httpx.HTTPError as error:
+            if time.monotonic() - began > TOLD_S:
+                log.tell(_in_the_way(error, home.fleet))
+        else:
+            trouble = log.newest()
+            if trouble is not None and trouble.code in ("E_NODE_REFUSED", *ON_THE_WAY):
+                log.over()
             return
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+
+
+def _in_the_way(error: "httpx.HTTPError", fleet: str) -> Unchecked:
+    """Why SuperLink does not take this node: it says no, or cannot be reached."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None and status < 500:
+        return Unchecked("E_NODE_REFUSED", f"{fleet} answers {status} to this site's node key")
+    return explain(error, fleet) or Unchecked("E_PORT_REFUSED", f"{fleet}: {type(error).__name__}")
 
 
 def _fleet(home: Home, keys: Keys, roots: bytes) -> Any:
@@ -304,10 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found.parent is not None:
         die_with(found.parent, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _end)
+    home = Home.open(found.home)
     try:
-        serve_node(Home.open(found.home))
+        serve_node(home)
     except FedhubError as error:
-        print(f"{error}\n{error.hint}", file=sys.stderr)
+        SiteLog(home).tell(error)
         return int(error.exit)
 
 

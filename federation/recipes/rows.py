@@ -56,7 +56,7 @@ def read_rows(path: Path, columns: Sequence[str], classes: int, *, blanks: bool 
         classes: labels are from 0 to ``classes - 1``.
         blanks: whether an empty cell of a feature is a missing value, NaN, rather than an error.
     Raises:
-        Unchecked: ``E_DATA_MISSING``: the file cannot be read.
+        Unchecked: ``E_DATA_MISSING``, ``E_PERMISSION``: the file cannot be read.
         Rejected: ``E_DATA``, naming the file, the line (from 1) and the rule that it breaks.
     """
     try:
@@ -64,6 +64,9 @@ def read_rows(path: Path, columns: Sequence[str], classes: int, *, blanks: bool 
             raise _broken(path, 1, f"a file should have at most {MAX_BYTES} bytes")
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _read(path, _lines(path, file), columns, classes, blanks)
+    except PermissionError as error:
+        message = f"{path.name}: the agent may not read it"
+        raise Unchecked("E_PERMISSION", message, "look at the dataset's folder") from error
     except OSError as error:
         raise Unchecked(
             "E_DATA_MISSING",
