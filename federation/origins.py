@@ -9,7 +9,9 @@ from https to http. Used by ``federation.transfer`` only.
 import base64
 import contextlib
 import http.client
+import io
 import json
+import socket
 import ssl
 import urllib.request
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from storage.errors import Refused, Unchecked, shown
 
 CONNECT_S = 10.0
+SEND_BYTES = 1 << 20
 SILENCE_S = 60.0  # without a single byte
 MAX_REDIRECTS = 3
 MAX_PROBLEM_BYTES = 64 << 10
@@ -47,6 +50,7 @@ class Peers:
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._context = context
         self._open: dict[tuple[str, str], http.client.HTTPConnection] = {}
+        self._buffer: memoryview | None = None
         self._response: http.client.HTTPResponse | None = None  # the last one: it may hold a socket by itself
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
@@ -80,11 +84,10 @@ class Peers:
         """
         connection = self._connection(url)
         try:
-            with path.open("rb") as file:
+            with path.open("rb", buffering=0) as file:
                 self._start(connection, "PUT", url, {**headers, "Content-Length": str(size)})
                 with contextlib.suppress(ConnectionError):  # it may have answered before it hung up
-                    if size:
-                        connection.sock.sendfile(file, offset, size)
+                    self._send(connection.sock, file, offset, size)
             response = connection.getresponse()
             response.read(MAX_PROBLEM_BYTES)
         except _FAILURES as error:
@@ -94,6 +97,17 @@ class Peers:
         if response.will_close:
             self.drop(url)
         return response
+
+    def _send(self, sock: socket.socket, file: io.FileIO, offset: int, size: int) -> None:
+        """Send a range of a file by way of one buffer; ``sendfile`` took a tenth longer on one machine."""
+        self._buffer = self._buffer or memoryview(bytearray(SEND_BYTES))
+        file.seek(offset)
+        while size:
+            count = file.readinto(self._buffer[: min(size, SEND_BYTES)])
+            if not count:
+                raise http.client.HTTPException("the file became shorter while it was sent")
+            sock.sendall(self._buffer[:count])
+            size -= count
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         connection = self._connection(url)
