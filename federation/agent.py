@@ -45,7 +45,9 @@ from federation.messages import (
 from federation.orders import Order, OrderDesk, read_order, told
 from federation.plan import TrainingPlan, build_recipe, check_recipe
 from federation.reaching import ON_THE_WAY
+from federation.recipes.base_files import find_base
 from federation.recipes.catalogue import RECIPES
+from federation.site_bases import base_folders
 from federation.site_log import SiteLog, at_work, explain_failure
 from federation.site_policy import read_policy
 from storage.encoding import sha256_hex
@@ -189,6 +191,9 @@ class Agent:
                 f"recipe {plan.config.recipe} was changed under the running agent",
                 "restart the agent",
             )
+        pinned = plan.config.parameters.get("base")
+        if pinned is not None:  # a recipe with adapters: its base model is here, before a row is read
+            find_base(pinned, base_folders(self._home))
 
     def _plan(self, plan_id: str) -> TrainingPlan:
         """The plan with this id; it never changes, so it is fetched and checked once."""
@@ -319,6 +324,7 @@ class Agent:
                 order.round,
                 site=order.dataset,
                 feedback=feedback,
+                bases=base_folders(self._home),
             )
         out.replace(self._update_path(result.sha256))
         _keep_newest(self._updates)
@@ -358,14 +364,22 @@ class Agent:
         if config.report and order.round == task.plan.rounds:
             base = fetch_base(self._home, self._client, task.plan, self._inputs)
             told = measure_benefit(
-                task.plan, order.statement, parameters, data, cohort, weights=weights, base=base
+                task.plan,
+                order.statement,
+                parameters,
+                data,
+                cohort,
+                weights=weights,
+                base=base,
+                bases=base_folders(self._home),
             )
             return self._answer_of(task, told)
         if config.app is not None:
             left_s = order.deadline - self._clock()
             found = self._apps.evaluate(task.plan, weights, data, order.round, seconds=left_s)
         else:
-            found = training.evaluate(config.recipe, parameters, weights, data)
+            bases = base_folders(self._home)
+            found = training.evaluate(config.recipe, parameters, weights, data, bases=bases)
         count = int(found["examples"]) if found["examples"] >= cohort else 0
         metrics = {name: value for name, value in found.items() if name != "examples" and count}
         return self._new_answer(task, examples=count, metrics=metrics, update=None)

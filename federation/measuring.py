@@ -6,7 +6,7 @@ nothing is about fewer rows than the smallest cohort (``federation.figures``).
 Letters: N rows, F columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -181,6 +181,7 @@ def measure_benefit(
     *,
     weights: Path,
     base: Path,
+    bases: Sequence[Path] = (),
 ) -> Told:
     """How the run's model does on this site's held-out rows, beside what the site has without the others.
 
@@ -190,15 +191,16 @@ def measure_benefit(
     Args:
         order: to evaluate ``weights``. parameters: of the recipe, scaled for the shared model.
         data: folder with ``train.csv`` and ``heldout.csv``.
+        base: weights that round 1 began with. bases: folders in which a frozen base model may lie.
     Raises:
         As ``training.train``.
     """
     config, says = plan.config, order.predicate
-    shared = training.evaluate(config.recipe, parameters, weights, data)
+    shared = training.evaluate(config.recipe, parameters, weights, data, bases=bases)
     rows = int(shared["examples"])
     measured: dict[str, float] = {}
     if rows >= cohort:
-        local = _own_model(plan, says["site"], data, base)
+        local = _own_model(plan, says["site"], data, base, bases)
         measured = {"federated": shared["accuracy"], "local": local, "majority": shared["majority"]}
     figures = ReportFigures(
         plan=plan.id,
@@ -214,7 +216,7 @@ def measure_benefit(
     return Told(figures.rows, write_report(figures), metrics)
 
 
-def _own_model(plan: TrainingPlan, site: str, data: Path, base: Path) -> float:
+def _own_model(plan: TrainingPlan, site: str, data: Path, base: Path, bases: Sequence[Path]) -> float:
     """Accuracy of a model that saw this site's rows only."""
     config, parameters = plan.config, plan.config.parameters
     if config.harmonise is not None:
@@ -228,5 +230,7 @@ def _own_model(plan: TrainingPlan, site: str, data: Path, base: Path) -> float:
     with TemporaryDirectory(prefix="fedhub-own-") as folder:
         path = Path(folder) / training.WEIGHTS_FILE
         epochs = plan.rounds * int(parameters["epochs"])
-        training.train_alone(config.recipe, parameters, data, path, config.seed, epochs=epochs, start=base)
-        return float(training.evaluate(config.recipe, parameters, path, data)["accuracy"])
+        training.train_alone(
+            config.recipe, parameters, data, path, config.seed, epochs=epochs, start=base, bases=bases
+        )
+        return float(training.evaluate(config.recipe, parameters, path, data, bases=bases)["accuracy"])

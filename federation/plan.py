@@ -182,7 +182,7 @@ def make_config(
     round_deadline_s: int = 600,
     keep_updates: bool = True,
     bad_update: str = "leave-out",
-    weights: str = "model.safetensors",
+    weights: str | None = None,
     harmonise: bool | Sequence[str] = False,
     count_labels: bool = False,
     report: bool = False,
@@ -195,6 +195,7 @@ def make_config(
         parameters, strategy_parameters: values as JSON has them, or as a person types them; the strategy's
             defaults are filled in.
         weighting: "equal" for strategies that know no other and "examples" for others when None.
+        weights: file of the base version that travels; the recipe's own when None.
         harmonise, count_labels, report, smallest_cohort: see ``harmonising.options``.
         app: code instead of a recipe; ``recipe`` and ``parameters`` are then not read.
     Raises:
@@ -216,7 +217,7 @@ def make_config(
             "roundDeadline": round_deadline_s,
             "keepUpdates": keep_updates,
             "badUpdate": bad_update,
-            "weights": weights,
+            "weights": weights or (RECIPES[recipe].weights if app is None else "model.safetensors"),
             **options(
                 parameters,
                 harmonise=harmonise,

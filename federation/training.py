@@ -10,7 +10,7 @@ Letters: N rows, F features, C classes.
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from federation.compression import Feedback, write_update
 from federation.plan import check_parameters, make_model_config, read_model_config
 from federation.recipes.catalogue import RECIPES
-from federation.recipes.rows import Rows, read_rows
 from federation.tensors import (
     Array,
     FileDigest,
@@ -34,7 +33,7 @@ from federation.tensors import (
 from storage.errors import Rejected, Unchecked
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
 TRAIN_FILE = "train.csv"
 HELDOUT_FILE = "heldout.csv"
@@ -42,12 +41,50 @@ WEIGHTS_FILE = "model.safetensors"
 MODEL_CONFIG_FILE = "config.json"
 
 
-class RecipeModule(Protocol):
-    """What each module in ``federation.recipes`` that a recipe names offers."""
+class Examples(Protocol):
+    """What a recipe reads from one file of a dataset: rows, or texts."""
 
-    def columns(self, parameters: Mapping[str, Any]) -> tuple[str, ...]: ...
-    def inputs(self, parameters: Mapping[str, Any], features: NDArray[np.float32]) -> "Tensor": ...
-    def build(self, parameters: Mapping[str, Any]) -> "nn.Module": ...
+    def __len__(self) -> int: ...
+
+
+class Learner(Protocol):
+    """How a recipe learns from data of its own kind; the ``learner`` of its module makes one."""
+
+    def read(self, path: Path) -> Examples:
+        """The examples of a file, read strictly."""
+        ...
+
+    def fresh(self) -> "nn.Module":
+        """The model as training begins from nothing, from torch's global generator."""
+        ...
+
+    def blank(self) -> "nn.Module":
+        """The model to be filled with weights."""
+        ...
+
+    def travelling(self, model: "nn.Module") -> Mapping[str, "Tensor"]:
+        """The tensors that are trained and travel; they change with the model."""
+        ...
+
+    def fill(self, model: "nn.Module", state: Mapping[str, "Tensor"]) -> None:
+        """Give a model the tensors that travel."""
+        ...
+
+    def beside(self, model: "nn.Module") -> Mapping[str, bytes]:
+        """Files that stand beside the weights in a model's folder."""
+        ...
+
+    def measure(self, model: "nn.Module", data: Any) -> dict[str, float | int]:
+        """``accuracy``, ``loss`` (nats) and what else the recipe tells."""
+        ...
+
+    def fit(self, model: "nn.Module", data: Any, epochs: int, generator: "Generator") -> float:
+        """Train in place; mean loss in the last epoch, nats."""
+        ...
+
+    def majority(self, seen: Any, data: Any) -> float:
+        """The accuracy that always saying what is commonest in ``seen`` has on ``data``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +128,7 @@ def train(
     *,
     site: str = "",
     feedback: Feedback | None = None,
+    bases: Sequence[Path] = (),
 ) -> TrainResult:
     """One site's part in one round: train from the weights received and write the update.
 
@@ -100,23 +138,23 @@ def train(
         seed: of the plan; with round and site it decides the order of rows.
         site: asset id of the dataset, so that sites do not shuffle alike.
         feedback: the form in which the update travels; whole floats when None.
+        bases: folders in which the frozen base model may lie, for a recipe that has one.
     Raises:
         Rejected: ``E_DATA``, ``E_LAYOUT``, ``E_TENSORS``, ``E_CONFIG``; ``E_NOT_FINITE``: training diverged.
         Unchecked: a file is missing, or a part of fedhub is not installed.
     """
-    module = _module(recipe, parameters)
-    rows = _rows(module, parameters, data / TRAIN_FILE)
-    from federation.recipes.loop import fit, measure, repeatable
+    learner = find_learner(recipe, parameters, bases)
+    rows = learner.read(data / TRAIN_FILE)
+    from federation.recipes.loop import repeatable
 
     with repeatable(round_seed(seed, round_number, site)) as generator:
-        model = _trained(module, parameters, input_weights)
-        features, labels = _tensors(module, parameters, rows)
-        right, input_loss = measure(model, features, labels)
-        loss = fit(model, features, labels, parameters, parameters["epochs"], generator)
-        with TensorFile(input_weights, expect=layout_of_model(model)) as before:
-            digest = write_update(out, _Changes(before, model), before.layout, feedback or Feedback())
-    metrics = {"loss": loss, "input_accuracy": right / len(rows), "input_loss": input_loss}
-    return TrainResult(len(rows), metrics, digest.sha256, digest.size)
+        model = _trained(learner, input_weights)
+        before_it = learner.measure(model, rows)
+        loss = learner.fit(model, rows, parameters["epochs"], generator)
+        after = learner.travelling(model)
+        with TensorFile(input_weights, expect=layout_of_state(after)) as before:
+            digest = write_update(out, _Changes(before, after), before.layout, feedback or Feedback())
+    return TrainResult(len(rows), _told(loss, before_it), digest.sha256, digest.size)
 
 
 def train_alone(
@@ -128,6 +166,7 @@ def train_alone(
     *,
     epochs: int | None = None,
     start: Path | None = None,
+    bases: Sequence[Path] = (),
 ) -> TrainResult:
     """Train on one folder of rows without a round: whole weights out, for a base model or a comparison.
 
@@ -138,18 +177,45 @@ def train_alone(
     Raises:
         As ``train``.
     """
-    module = _module(recipe, parameters)
-    rows = _rows(module, parameters, data / TRAIN_FILE)
-    from federation.recipes.loop import fit, measure, repeatable
+    learner = find_learner(recipe, parameters, bases)
+    rows = learner.read(data / TRAIN_FILE)
+    from federation.recipes.loop import repeatable
 
     with repeatable(round_seed(seed, 0, "")) as generator:
-        model = module.build(parameters) if start is None else _trained(module, parameters, start)
-        features, labels = _tensors(module, parameters, rows)
-        right, input_loss = measure(model, features, labels)
-        loss = fit(model, features, labels, parameters, epochs or parameters["epochs"], generator)
-        digest = save_weights(model, out)
-    metrics = {"loss": loss, "input_accuracy": right / len(rows), "input_loss": input_loss}
-    return TrainResult(len(rows), metrics, digest.sha256, digest.size)
+        model = learner.fresh() if start is None else _trained(learner, start)
+        before = learner.measure(model, rows)
+        loss = learner.fit(model, rows, epochs or parameters["epochs"], generator)
+        digest = _save_state(learner.travelling(model), out)
+    return TrainResult(len(rows), _told(loss, before), digest.sha256, digest.size)
+
+
+def _told(loss: float, before: Mapping[str, float | int]) -> dict[str, float]:
+    return {"loss": loss, "input_accuracy": before["accuracy"], "input_loss": before["loss"]}
+
+
+def make_model(
+    recipe: str, parameters: Mapping[str, Any], folder: Path, seed: int, *, bases: Sequence[Path] = ()
+) -> FileDigest:
+    """Write the folder of an untaught model: weights, ``config.json`` and what stands beside them.
+
+    Of a recipe with adapters the weights are those of the adapters and the head, and the folder is one that
+    ``peft`` loads.
+
+    Args:
+        folder: existing folder of the model. seed: of the fresh weights.
+    Raises:
+        Rejected: ``E_CONFIG``, ``E_RECIPE``, ``E_BASE_DIGEST``. Refused: ``E_BASE_MISSING``.
+    """
+    learner = find_learner(recipe, parameters, bases)
+    from federation.recipes.loop import repeatable
+
+    with repeatable(round_seed(seed, 0, "")):
+        model = learner.fresh()
+        digest = _save_state(learner.travelling(model), folder / RECIPES[recipe].weights)
+    for name, content in learner.beside(model).items():
+        (folder / name).write_bytes(content)
+    (folder / MODEL_CONFIG_FILE).write_bytes(make_model_config(recipe, parameters))
+    return digest
 
 
 def train_base(
@@ -175,28 +241,30 @@ def train_base(
 
 
 def evaluate(
-    recipe: str, parameters: Mapping[str, Any], weights: Path, data: Path, *, file: str = HELDOUT_FILE
+    recipe: str,
+    parameters: Mapping[str, Any],
+    weights: Path,
+    data: Path,
+    *,
+    file: str = HELDOUT_FILE,
+    bases: Sequence[Path] = (),
 ) -> dict[str, float | int]:
     """What weights are worth on a site's held-out rows.
 
     Returns:
-        ``accuracy`` and ``majority`` (shares from 0 to 1), ``loss`` (mean per row, nats), ``examples``. The
-        majority is what always naming the site's most frequent training label would reach on the same rows.
+        ``accuracy`` and ``majority`` (shares from 0 to 1), ``loss`` (mean, nats), ``examples``, and what else
+        the recipe tells. The majority is what always saying what is commonest in the site's training rows
+        would reach on the same rows. Of a language model, shares and mean are of the tokens that follow.
     Raises:
         As ``train``.
     """
-    module = _module(recipe, parameters)
-    rows = _rows(module, parameters, data / file)
-    seen = _rows(module, parameters, data / TRAIN_FILE)
-    from federation.recipes.loop import measure, repeatable
+    learner = find_learner(recipe, parameters, bases)
+    rows, seen = learner.read(data / file), learner.read(data / TRAIN_FILE)
+    from federation.recipes.loop import repeatable
 
     with repeatable(0):
-        model = _trained(module, parameters, weights)
-        right, loss = measure(model, *_tensors(module, parameters, rows))
-    frequent = int(np.bincount(seen.labels).argmax())
-    majority = int((rows.labels == frequent).sum())
-    count = len(rows)
-    return {"accuracy": right / count, "loss": loss, "examples": count, "majority": majority / count}
+        found = learner.measure(_trained(learner, weights), rows)
+    return {**found, "examples": len(rows), "majority": learner.majority(seen, rows)}
 
 
 def predict(model: Path, rows: Array, *, weights: Path | None = None) -> Prediction:
@@ -211,8 +279,14 @@ def predict(model: Path, rows: Array, *, weights: Path | None = None) -> Predict
         Unchecked: a file is missing.
     """
     recipe, parameters = read_model_folder(model)
-    module = _module(recipe, parameters)
-    width = len(module.columns(parameters))
+    learner, module = find_learner(recipe, parameters, ()), _module(recipe)
+    if not hasattr(learner, "columns"):
+        raise Rejected(
+            "E_DATA",
+            f"recipe {recipe} reads texts, not rows of numbers",
+            "load the model with peft and its base",
+        )
+    width = len(learner.columns)
     features = np.ascontiguousarray(rows, dtype=np.float32)
     if features.ndim != 2 or features.shape[1] != width or not np.isfinite(features).all():
         raise Rejected(
@@ -221,7 +295,7 @@ def predict(model: Path, rows: Array, *, weights: Path | None = None) -> Predict
     from federation.recipes.loop import answer, repeatable
 
     with repeatable(0):
-        network = _trained(module, parameters, weights or model / WEIGHTS_FILE)
+        network = _trained(learner, weights or model / WEIGHTS_FILE)
         scores = answer(network, module.inputs(parameters, features))
         probabilities = scores.softmax(1).numpy()
     return Prediction(probabilities.argmax(1).astype(np.int64), probabilities)
@@ -251,52 +325,61 @@ def round_seed(seed: int, round_number: int, site: str) -> int:
 
 
 def layout_of_model(model: "nn.Module") -> Layout:
-    """The tensors of a model's state in the order they travel."""
+    """The tensors of a model's whole state in the order they travel."""
+    return layout_of_state(model.state_dict())
+
+
+def layout_of_state(state: "Mapping[str, Tensor]") -> Layout:
+    """Tensors in the order they travel."""
     return sorted_layout(
-        [TensorSpec(name, _dtype(tensor), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+        [TensorSpec(name, _dtype(tensor), tuple(tensor.shape)) for name, tensor in state.items()]
     )
 
 
-def _trained(module: RecipeModule, parameters: Mapping[str, Any], path: Path) -> "nn.Module":
-    """A recipe's model with the weights of a file, in memory once: fresh ones are never made.
+def _trained(learner: Learner, path: Path) -> "nn.Module":
+    """A recipe's model with the weights of a file.
 
     Raises:
         Rejected: ``E_LAYOUT``, ``E_TENSORS``. Unchecked: ``E_TENSORS_MISSING``.
     """
     import torch
 
-    with torch.device("meta"):
-        model = module.build(parameters)
-    with TensorFile(path, expect=layout_of_model(model)) as file:
+    model = learner.blank()
+    with TensorFile(path, expect=layout_of_state(learner.travelling(model))) as file:
         state = {spec.name: torch.from_numpy(file.array(spec.name)) for spec in file.layout.tensors}
-    model.load_state_dict(state, assign=True)
+    learner.fill(model, state)
     return model
 
 
 def save_weights(model: "nn.Module", path: Path) -> FileDigest:
-    """Write a model's state as safetensors.
+    """Write a model's whole state as safetensors.
 
     Raises:
         Rejected: ``E_NOT_FINITE``: training diverged.
     """
-    arrays = _state(model)
-    with TensorWriter(path, layout_of_model(model)) as writer:
-        for spec in layout_of_model(model).tensors:
-            _check_finite(spec, arrays[spec.name])
-            writer.write(arrays[spec.name].reshape(-1))
+    return _save_state(model.state_dict(), path)
+
+
+def _save_state(state: "Mapping[str, Tensor]", path: Path) -> FileDigest:
+    layout = layout_of_state(state)
+    with TensorWriter(path, layout) as writer:
+        for spec in layout.tensors:
+            values = state[spec.name].detach().numpy()
+            _check_finite(spec, values)
+            writer.write(values.reshape(-1))
         return writer.finish()
 
 
 class _Changes(Mapping[str, Array]):
     """What each float tensor moved by since ``before``; other tensors whole. Made when asked for."""
 
-    def __init__(self, before: TensorFile, model: "nn.Module") -> None:
+    def __init__(self, before: TensorFile, after: "Mapping[str, Tensor]") -> None:
         self._before = before
-        self._after = _state(model)
+        self._after = after
         self._specs = {spec.name: spec for spec in before.layout.tensors}
 
     def __getitem__(self, name: str) -> Array:
-        spec, after = self._specs[name], self._after[name]
+        spec, after = self._specs[name], self._after[name].detach().numpy()
         if not spec.is_float:
             return after
         change = self._before.array(name)
@@ -320,35 +403,31 @@ def _check_finite(spec: TensorSpec, values: Array) -> None:
         )
 
 
-def _module(recipe: str, parameters: Mapping[str, Any]) -> RecipeModule:
-    """The recipe's own module, after its parameters were checked."""
+def find_learner(recipe: str, parameters: Mapping[str, Any], bases: Sequence[Path]) -> Learner:
+    """How a recipe learns, after its parameters were checked.
+
+    Args:
+        bases: folders in which its frozen base model may lie.
+    Raises:
+        Rejected: ``E_CONFIG``, ``E_RECIPE``. Unchecked: ``E_EXTRA``: a package that it needs is missing.
+    """
     check_parameters(recipe, parameters)
+    return cast(Learner, _module(recipe).learner(parameters, bases))
+
+
+def _module(recipe: str) -> Any:
+    """The recipe's own module."""
+    extra = RECIPES[recipe].extra
     try:
-        module = importlib.import_module(f"federation.recipes.{RECIPES[recipe].module}")
+        return importlib.import_module(f"federation.recipes.{RECIPES[recipe].module}")
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in ("torch", "transformers", "peft"):
             raise
         raise Unchecked(
-            "E_EXTRA", f"recipe {recipe} needs torch, which is not installed", "pip install 'fedhub[lab]'"
+            "E_EXTRA",
+            f"recipe {recipe} needs {error.name}, which is not installed",
+            f"pip install 'fedhub[{extra}]'",
         ) from error
-    return cast(RecipeModule, module)
-
-
-def _rows(module: RecipeModule, parameters: Mapping[str, Any], path: Path) -> Rows:
-    # Where a recipe has a center for each column, that is what an empty cell stands for.
-    blanks = "center" in parameters
-    return read_rows(path, module.columns(parameters), parameters["classes"], blanks=blanks)
-
-
-def _tensors(module: RecipeModule, parameters: Mapping[str, Any], rows: Rows) -> "tuple[Tensor, Tensor]":
-    import torch
-
-    return module.inputs(parameters, rows.features), torch.from_numpy(rows.labels)
-
-
-def _state(model: "nn.Module") -> dict[str, Array]:
-    """A model's state, not copied: it changes with the model."""
-    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
 
 
 def _dtype(tensor: "Tensor") -> str:

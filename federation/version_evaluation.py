@@ -16,6 +16,7 @@ from federation.deciding import read_checked_plan, read_signed
 from federation.home import Home, LocalDataset
 from federation.ledger import SiteLedger
 from federation.plan import TrainingPlan
+from federation.site_bases import base_folders
 from storage.errors import Refused, Rejected
 from storage.manifests import build_manifest, read_manifest
 from storage.signing import open_envelope
@@ -82,7 +83,7 @@ def evaluate_version(
         dataset = home.dataset(asset_id)
         _check_data(dataset)
         weights = _fetch_weights(home, client, plan, last.subject)
-        found = _measure(plan, weights, dataset)
+        found = _measure(home, plan, weights, dataset)
         receipt = _receipt(home, client, consent, last, int(found["examples"]))
         done.append(_sign_result(home, client, version, plan, consent, found, receipt, at_least))
     return done
@@ -124,11 +125,17 @@ def _fetch_weights(home: Home, client: "HubClient", plan: TrainingPlan, digest: 
     return path
 
 
-def _measure(plan: TrainingPlan, weights: Path, dataset: LocalDataset) -> dict[str, float | int]:
+def _measure(home: Home, plan: TrainingPlan, weights: Path, dataset: LocalDataset) -> dict[str, float | int]:
     from federation import training
 
     try:
-        return training.evaluate(plan.config.recipe, plan.config.parameters, weights, dataset.folder)
+        return training.evaluate(
+            plan.config.recipe,
+            plan.config.parameters,
+            weights,
+            dataset.folder,
+            bases=base_folders(home),
+        )
     finally:
         weights.unlink()
 

@@ -27,6 +27,7 @@ from federation.home import Home
 from federation.lifeline import die_with
 from federation.messages import MESSAGE_LIMIT_BYTES, OrderMessage, OrderReply, RefusalNote, read_message
 from federation.reaching import ON_THE_WAY, explain, read_roots
+from federation.site_bases import base_folders
 from federation.site_log import SiteLog
 from storage.errors import FedhubError, Rejected, Unchecked
 from storage.signing import read_private_key
@@ -163,7 +164,7 @@ def serve_node(home: Home) -> NoReturn:
     private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
     keys = (private, private.public_key())
     roots = read_roots(home.path)
-    _warm()
+    _warm(home)
     short = 0
     with lock:
         while short < SHORT_LIVES:
@@ -225,10 +226,13 @@ def take_lock(home: Home) -> Any:
     return file
 
 
-def _warm() -> None:
-    """Load what the first order would wait for."""
+def _warm(home: Home) -> None:
+    """Load what the first order would wait for; the libraries of text models only where a base model lies."""
     with suppress(ModuleNotFoundError):  # the order that needs it is refused by name
-        import federation.recipes.loop  # noqa: F401
+        import federation.recipes.loop
+    if base_folders(home):
+        with suppress(ModuleNotFoundError):
+            import federation.recipes.adapters  # noqa: F401
 
 
 def _note_lease(home: Home, node_id: int) -> None:

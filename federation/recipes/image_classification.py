@@ -6,7 +6,8 @@ Columns are ``p00``, ``p01``, ...: pixels from 0 to ``pixelMax``, channel after 
 Letters: N rows, K channels, H height, W width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from federation.recipes.labelled_rows import LabelledRows
 from federation.recipes.loop import layers
+
+
+def learner(parameters: Mapping[str, Any], bases: Sequence[Path]) -> LabelledRows:
+    """How this recipe learns; it sits on no base model."""
+    return LabelledRows(parameters, columns, inputs, build)
 
 
 def columns(parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ may have them made from all sites' statistics before round 1 (``federation.harmo
 Letters: N rows, F columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from federation.recipes.labelled_rows import LabelledRows
 from federation.recipes.loop import layers
+
+
+def learner(parameters: Mapping[str, Any], bases: Sequence[Path]) -> LabelledRows:
+    """How this recipe learns; it sits on no base model."""
+    return LabelledRows(parameters, columns, inputs, build)
 
 
 def columns(parameters: Mapping[str, Any]) -> tuple[str, ...]:

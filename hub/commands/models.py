@@ -16,6 +16,41 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Models and their signed versions.")
 
 
+@app.command("new", cls=Command)
+def new(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A new folder for the model.")],
+    recipe: Annotated[str, typer.Option(help="The training code, such as text-classification.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The frozen base model that adapters sit on.", exists=True, file_okay=False),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A recipe parameter, NAME=VALUE; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the fresh weights.", min=0)] = 1,
+) -> Exit:
+    """Make the folder of an untaught model for a recipe, ready to push: fresh weights and config.json.
+
+    With --base the weights are LoRA adapters and head; config.json pins the base's files by digest.
+    """
+    from federation.training import make_model
+    from hub.commands.recipe_settings import chosen
+
+    terminal = terminal_of(ctx)
+    parameters = chosen(recipe, setting or [], base)
+    if folder.exists() and any(folder.iterdir()):
+        raise Unchecked("E_TARGET", f"{folder} is not empty", "choose another folder for the model")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = make_model(recipe, parameters, folder, seed, bases=[base] if base else [])
+    return terminal.done(
+        {"folder": str(folder), "recipe": recipe, "sha256": made.sha256, "size": made.size},
+        f"{folder}: an untaught model for {recipe}, {made.size} bytes of weights.",
+        f"Next: fedhub model push {folder} INSTITUTION/NAME",
+    )
+
+
 @app.command("push", cls=Command)
 def push(
     ctx: typer.Context,

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -131,6 +132,43 @@ def policy(
     return terminal.done(
         {"smallestCohort": found.smallest_cohort},
         f"Smallest cohort of this site: {found.smallest_cohort} rows; the larger of this and a plan's holds.",
+    )
+
+
+@app.command("base", cls=Command)
+def base(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A base model: config.json, tokenizer, safetensors.", exists=True, file_okay=False
+        ),
+    ] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Name this folder no more.")] = False,
+) -> Exit:
+    """Name a folder with a frozen base model, pulled or installed, for plans that put adapters on it.
+
+    Naming it permits nothing: a plan pins its base by the digest of every file, and only a consent lets it
+    train. Without FOLDER, list the folders named.
+    """
+    from federation.site_bases import add_base, base_folders, forget_base
+
+    home = home_of(terminal := terminal_of(ctx))
+    if folder is None:
+        named = [str(each) for each in base_folders(home)]
+        return terminal.done(
+            {"bases": named}, *(named or ["No base model is named: fedhub site base FOLDER"])
+        )
+    if forget:
+        known = forget_base(home, folder)
+        said = "is named no more" if known else "was not named"
+        return terminal.done({"folder": str(folder), "forgotten": known}, f"{folder} {said}.")
+    files = add_base(home, folder)
+    rows = [(name, files[name]) for name in sorted(files)]
+    return terminal.done(
+        {"folder": str(folder.resolve()), "files": files},
+        f"Plans that pin these files may find them in {folder.resolve()}:",
+        *table(("file", "sha256"), rows),
     )
 
 
