@@ -36,7 +36,7 @@ test-engines: setup ## The tests of stores, databases and services on PostgreSQL
 test-slow: setup ## Tests that take real processes for a minute or more
 	$(PYTEST) -m "slow and not fault"
 
-test-faults: setup ## kill -9 of every process in real runs (FEDHUB_FAULT_POINTS=20 FEDHUB_FAULT_SEED=1)
+test-faults: setup ## kill -9 of every process in real runs (FEDHUB_FAULT_POINTS=50 FEDHUB_FAULT_SEED=1)
 	$(PYTEST) -m fault -s
 
 test-compose: setup ## compose.yaml on a Docker Engine of its own (root, Debian; tests/compose/README.md)

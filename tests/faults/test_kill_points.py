@@ -1,6 +1,6 @@
 """Runs of a real alliance, disturbed by kill -9 at random points, end as an undisturbed one does.
 
-``FEDHUB_FAULT_POINTS`` (default 20) kills are drawn from ``FEDHUB_FAULT_SEED`` (default 1; both are printed), over
+``FEDHUB_FAULT_POINTS`` (default 50) kills are drawn from ``FEDHUB_FAULT_SEED`` (default 1; both are printed), over
 every process there is. After each run: the final weights are byte for byte those of the undisturbed run, every
 round is in the log once, with one receipt from each site, the sites' ledgers are charged once, and an auditor's pack
 says TRAINED. The second alliance stands on PostgreSQL and an S3 server, which are killed too, where both are
@@ -16,9 +16,9 @@ import pytest
 from tests import servers
 from tests.faults.siege import ENGINES, PARTS, Siege, Terms, besieged, draw_blows
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(2400)]
 
-POINTS = int(os.environ.get("FEDHUB_FAULT_POINTS", "20"))
+POINTS = int(os.environ.get("FEDHUB_FAULT_POINTS", "50"))
 SEED = int(os.environ.get("FEDHUB_FAULT_SEED", "1"))
 ROUNDS = 16  # about two for each blow: a run takes seven or so
 KINDS = (
