@@ -5,6 +5,7 @@ is checked under this home's own pins, every figure against the digest in it, ev
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,16 +58,12 @@ def _measured(share: float, rows: int) -> wire.Measured:
     return wire.Measured(share=share, low=round(low, 6), high=round(high, 6))
 
 
-def is_told(receipt: Statement, plan: TrainingPlan, dataset: str, figures: ReportFigures) -> bool:
+def is_told(receipt: Statement, plan: str, rounds: int, dataset: str, figures: ReportFigures) -> bool:
     """Whether a receipt and figures speak of the same: plan, dataset, last round and its aggregate."""
     says = receipt.predicate
     signed = (says["action"], says.get("plan"), says.get("round"), says.get("input"), says.get("examples"))
     told = ("evaluate", figures.plan, figures.round, figures.input, figures.rows)
-    return signed == told and (receipt.subject, figures.plan, figures.round) == (
-        dataset,
-        plan.id,
-        plan.rounds,
-    )
+    return signed == told and (receipt.subject, figures.plan, figures.round) == (dataset, plan, rounds)
 
 
 def read_saved(path: Path) -> wire.BenefitReport:
@@ -96,12 +93,10 @@ def check_report(
     """
     found = {}
     sites = {site.dataset: site.institution for site in plan.sites}
-    if {row.dataset: row.institution for row in report.sites} != sites or report.plan != plan.id:
-        raise Rejected("E_REPORT", f"the report is not about the sites of plan {plan.id}")
-    for row in report.sites:
-        if row.receipt is None or row.figures is None:
-            if row != nothing_told(row.institution, row.dataset):
-                raise _differs(row, "figures without a receipt")
+    if report.plan != plan.id:
+        raise Rejected("E_REPORT", f"the report is about plan {report.plan}, not {plan.id}")
+    for row in _rows(plan.id, sites, report):
+        if row.receipt is None:
             found[row.dataset] = "nothing to check"
             continue
         bundle = client.statement(row.receipt).bundle
@@ -110,26 +105,54 @@ def check_report(
         except Refused as error:
             found[row.dataset] = f"not checked: {error.message}"
             continue
-        check_row(receipt, plan, report, row)
+        _check_row(receipt, plan.rounds, report, row)
         found[row.dataset] = "checked"
     return found
 
 
-def check_row(
-    receipt: Statement, plan: TrainingPlan, report: wire.BenefitReport, row: wire.SiteBenefit
-) -> None:
-    """One row against its receipt, whose signature holds.
+def check_with_statements(statements: Mapping[str, Statement], report: wire.BenefitReport) -> int:
+    """Make every row again from statements that were verified before, such as those of a pack.
 
+    Returns:
+        How many rows have a receipt.
     Raises:
-        Rejected: ``E_REPORT``.
+        Rejected: ``E_REPORT``: plan or receipt is not among them, or a row is not what the receipt's figures
+            give.
     """
+    plan = statements.get(report.plan)
+    if plan is None or plan.kind != "plan":
+        raise Rejected("E_REPORT", f"the report is about plan {report.plan}, which is not here")
+    sites = {one["dataset"]: one["institution"] for one in plan.predicate["participants"]}
+    told = [row for row in _rows(plan.id, sites, report) if row.receipt is not None]
+    for row in told:
+        receipt = statements.get(row.receipt or "")
+        if receipt is None or receipt.kind != "receipt" or receipt.issuer != row.institution:
+            raise _differs(row, f"receipt {row.receipt} is not here, or not of {row.institution}")
+        _check_row(receipt, plan.predicate["rounds"], report, row)
+    return len(told)
+
+
+def _rows(plan: str, sites: Mapping[str, str], report: wire.BenefitReport) -> Sequence[wire.SiteBenefit]:
+    """The rows of a report, one for each site of the plan; those without a receipt claim nothing."""
+    if {row.dataset: row.institution for row in report.sites} != sites or len(report.sites) != len(sites):
+        raise Rejected("E_REPORT", f"the report is not about the sites of plan {plan}")
+    for row in report.sites:
+        silent = row.receipt is None or row.figures is None
+        if silent and row != nothing_told(row.institution, row.dataset):
+            raise _differs(row, "figures without a receipt")
+    return report.sites
+
+
+def _check_row(receipt: Statement, rounds: int, report: wire.BenefitReport, row: wire.SiteBenefit) -> None:
+    """One row against its receipt, whose signature holds."""
     raw = (row.figures or "").encode()
     named = [subject.digest for subject in receipt.subjects[1:] if subject.name == FIGURES_FILE]
     if receipt.id != row.receipt or named != [sha256_hex(raw)]:
         raise _differs(row, f"receipt {row.receipt} names other figures")
     figures = read_report(raw)
     same = (figures.input, figures.statistics) == (report.aggregate, report.statistics)
-    if not same or report.round != plan.rounds or not is_told(receipt, plan, row.dataset, figures):
+    told = is_told(receipt, report.plan, rounds, row.dataset, figures)
+    if not same or report.round != rounds or not told:
         raise _differs(row, f"receipt {row.receipt} is about other rows or weights")
     if row != site_benefit(row.institution, row.dataset, receipt.id, raw):
         raise _differs(row, f"the figures of receipt {row.receipt} say otherwise")

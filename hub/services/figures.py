@@ -158,7 +158,7 @@ def read(hub: Hub, session: Session, run: RunRow) -> wire.BenefitReport | None:
             raw = _figures(session, entry)
             figures = read_report(raw)
             same = (figures.input, figures.statistics) == (last.aggregate, run.statistics)
-            if same and is_told(entry.statement, plan, entry.subject, figures):
+            if same and is_told(entry.statement, plan.id, plan.rounds, entry.subject, figures):
                 told[entry.subject] = site_benefit(entry.institution, entry.subject, entry.id, raw)
         except Rejected:  # a site that tells nonsense has told nothing
             continue

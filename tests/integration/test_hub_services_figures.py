@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from federation import wire
-from federation.benefit import check_report
+from federation.benefit import check_report, check_with_statements
 from federation.deciding import read_checked_plan
 from federation.figures import Column, ColumnFigures, ReportFigures, write_columns, write_report
 from federation.harmonising import read_statistics
@@ -227,6 +227,12 @@ def test_the_report_says_gain_loss_and_neither_and_is_made_again_from_receipts(
         assert found.sites[2].federated is None and found.sites[2].rows == 0
         plan, _ = read_checked_plan(home, owner, one.journey.id)
         assert set(check_report(home, owner, plan, found).values()) == {"checked"}
+        records = [*owner.all_statements(plan=one.journey.id), owner.statement(one.journey.id)]
+        papers = {each.id: read_statement(open_envelope(each.bundle.encode())) for each in records}
+        assert check_with_statements(papers, found) == len(LABS)
+        withheld = {name: paper for name, paper in papers.items() if name != found.sites[0].receipt}
+        with pytest.raises(Rejected, match="E_REPORT"):
+            check_with_statements(withheld, found)
         for change in (
             {"verdict": "loss"},
             {"rows": 401},
@@ -240,6 +246,8 @@ def test_the_report_says_gain_loss_and_neither_and_is_made_again_from_receipts(
             )
             with pytest.raises(Rejected, match="E_REPORT|E_ISSUER"):
                 check_report(home, owner, plan, lie)
+            with pytest.raises(Rejected, match="E_REPORT"):
+                check_with_statements(papers, lie)
         with pytest.raises(Rejected, match="E_REPORT"):
             check_report(home, owner, plan, found.model_copy(update={"aggregate": "1" * 64}))
 
