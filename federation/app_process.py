@@ -126,7 +126,7 @@ class AppProcess:
             Unchecked: ``E_APP_PROTECTION``. Rejected: ``E_APP``, ``E_APP_FAILED``, ``E_APP_TIME``.
         """
         policy.check()
-        _check_apart(home, data)
+        check_apart(home, data)
         self.key = (terms, data)
         self._policy = policy
         self._folder = folder
@@ -299,7 +299,7 @@ class AppProcess:
                 raise Rejected("E_APP_DISK", f"the app writes more than {most}", hint)
 
 
-def _check_apart(home: Path, data: Path) -> None:
+def check_apart(home: Path, data: Path) -> None:
     """An app must not be able to read the home through what it may read anyway.
 
     Raises:

@@ -22,7 +22,7 @@ from federation.app_terms import AppTerms
 from federation.compression import Feedback, write_update
 from federation.home import Home
 from federation.plan import TrainingPlan
-from federation.tensors import Array, TensorFile
+from federation.tensors import Array, Layout, TensorFile
 from federation.training import TrainResult
 from storage.errors import FedhubError, Misuse, Rejected
 
@@ -80,7 +80,7 @@ class AppRunner:
             seconds: that the order leaves.
         Raises:
             Rejected: ``E_APP_TIME``, ``E_APP_MEMORY``, ``E_APP_DISK``, ``E_APP_FAILED``, ``E_APP_REPLY``;
-                ``E_LAYOUT``, ``E_TENSORS``, ``E_NOT_FINITE``: of the weights it answered with.
+                ``E_NOT_FINITE``: of the weights it answered with.
         """
         child = self._ask_ready(plan, data)
         answer = self._ask(child, weights, "train", round_number, seconds)
@@ -88,7 +88,7 @@ class AppRunner:
         raw = out.with_name(out.name + ".app")
         try:
             _take(child.work / OUTPUT, raw)
-            with TensorFile(weights) as before, TensorFile(raw, expect=before.layout) as after:
+            with TensorFile(weights) as before, _reply(raw, before.layout) as after:
                 written = write_update(out, _Moves(before, after), before.layout, feedback)
         finally:
             _free(raw)
@@ -205,6 +205,22 @@ def _take(path: Path, to: Path) -> None:
     status = os.lstat(to)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise Rejected("E_APP_REPLY", "the app's reply: its weights are no file of its own")
+
+
+def _reply(path: Path, layout: Layout) -> TensorFile:
+    """The weights that an app answered with, open; they have the tensors of those it was sent."""
+    try:
+        file = TensorFile(path)
+    except Rejected as error:
+        raise Rejected("E_APP_REPLY", f"the app's reply: {error.message}", error.hint) from error
+    if differences := layout.differences(file.layout):
+        file.close()
+        raise Rejected(
+            "E_APP_REPLY",
+            "the app's reply: " + "; ".join(differences),
+            "its tensors must be those that it was sent",
+        )
+    return file
 
 
 def _copy(path: Path, to: Path) -> None:

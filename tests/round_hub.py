@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from federation import wire
+from federation.app_terms import APP_FILE, AppTerms
 from federation.figures import read_columns
 from federation.harmonising import join
 from federation.home import Home, Place
@@ -152,11 +153,13 @@ class RoundHub:
         recipe: str = "image-classification",
         parameters: Mapping[str, Any] = PARAMETERS,
         terms: Mapping[str, Any] | None = None,
+        app: AppTerms | None = None,
         **config: Any,
     ) -> str:
-        """A plan over all labs that starts from these weights; its id."""
+        """A plan over all labs that starts from these weights; its id. An app stands in for the recipe."""
         settings = {"quorum": minimum, "round_deadline_s": 60, **config}
-        recipe_raw, config_raw = build_recipe(recipe), make_config(recipe, parameters, **settings)
+        recipe_raw = build_recipe(recipe) if app is None else b""
+        config_raw = make_config(recipe, parameters, app=app, **settings)
         self.input = self.keep(weights)
         pairs = sorted((lab.home.institution, lab.dataset) for lab in self.labs.values())
         members = {
@@ -169,7 +172,7 @@ class RoundHub:
             **(terms or {}),
         }
         subjects = [
-            ("recipe.json", sha256_hex(recipe_raw)),
+            ("recipe.json", sha256_hex(recipe_raw)) if app is None else (APP_FILE, app.sha256),
             ("manifest.json", sha256_hex(b"base")),
             ("config.json", sha256_hex(config_raw)),
         ]
@@ -197,7 +200,7 @@ class RoundHub:
         lab = self.labs[name]
         now = int(time.time())
         conditions = {
-            "code": sha256_hex(unb64(self.plan.recipe)),
+            "code": read_statement(open_envelope(self.plan.bundle.encode())).subject,
             "plan": self.plan.id,
             "maxRounds": self.plan.rounds,
             "minParticipants": 1,
@@ -497,6 +500,9 @@ class LocalClient:
     def weights(self, plan_id: str, sha256: str) -> wire.WeightsLocation:
         return self.hub.weights(sha256)
 
+    def app(self, sha256: str) -> wire.WeightsLocation:
+        return self.hub.weights(sha256)
+
     def work(self, plan_id: str) -> wire.Work:
         return self.hub.work()
 
@@ -608,7 +614,7 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
             found = client.plan(plan_id)
         case "GET", ["runs", _, "work"]:
             found = hub.work()
-        case "GET", ["runs", _, "weights", sha256]:
+        case "GET", ["runs", _, "weights", sha256] | ["apps", sha256]:
             found = hub.weights(sha256)
         case "POST", ["runs", _, "orders"]:
             found = hub.orders(wire.OrdersRequest.model_validate(said))
