@@ -205,13 +205,14 @@ def harmonise(run: "Coordinator", work: Work, config: Config) -> None:
     receipts = Question(run, work, config, "statistics", 1, weights).ask()
     if len(receipts) < config.quorum:
         raise Stopped(
+            "E_RUN_QUORUM",
             f"quorum not met: {len(receipts)} sites told the statistics for the joint scaling, "
-            f"the plan asks for {config.quorum}"
+            f"the plan asks for {config.quorum}",
         )
     try:
         run.client.join_statistics(run.plan, StatisticsReport(attempt=run.attempt, receipts=receipts))
     except Rejected as error:
-        raise Stopped(f"the joint scaling: {error}") from error
+        raise Stopped(error.code, f"the joint scaling: {error.message}") from error
 
 
 def report(run: "Coordinator", work: Work, config: Config, weights: InputReference) -> None:

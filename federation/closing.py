@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 
 class Stopped(Exception):
-    """The run cannot go on; the text says why, for people."""
+    """The run cannot go on: the code of the cause, and what exactly, for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,9 @@ class ServerState:
         missing = [slot for slot in self._slots if slot not in work.state]
         if missing:
             raise Stopped(
+                "E_SERVER_STATE",
                 f"{strategy.name} cannot go on after round {closed}: its state ({', '.join(missing)}) is "
-                "not in the store. Submit a new plan to train again."
+                "not in the store. Submit a new plan to train again.",
             )
         folder = self._folder(closed)
         self._coming = [

@@ -133,7 +133,7 @@ class RoundDesk:
             except UpdateRejected as error:
                 self._disprove(error.site, error)
             except Rejected as error:
-                raise Stopped(f"round {self._number}: {error}") from error
+                raise Stopped(error.code, f"round {self._number}: {error.message}") from error
 
     # --- orders -------------------------------------------------------------------------------------------
 
@@ -154,8 +154,9 @@ class RoundDesk:
         sites = [site for site in self._work.sites if site.dataset in orders]
         if len(sites) < self._config.quorum:
             raise Stopped(
+                "E_RUN_QUORUM",
                 f"quorum not met: {len(sites)} sites may take part in round {self._number}, "
-                f"the plan asks for {self._config.quorum}"
+                f"the plan asks for {self._config.quorum}",
             )
         self._sites = {site.dataset: SiteState(site, orders[site.dataset]) for site in sites}
         return open_round(
@@ -367,7 +368,8 @@ class RoundDesk:
         """A reply that cannot be used: the site's answer stands as a no."""
         self._tell("site.left-out", one, {"code": error.code, "message": error.message})
         if self._config.bad_update == "stop":
-            raise Stopped(f"round {self._number}: {self._names[one.site.dataset]}: {error}")
+            who = self._names[one.site.dataset]
+            raise Stopped(error.code, f"round {self._number}: {who}: {error.message}")
         if one.site.dataset in self.state.waiting:
             self._apply(Declined(one.site.dataset, self._run.clock(), error.code))
 
@@ -384,10 +386,13 @@ class RoundDesk:
             reasons = [f"{self._names[dataset]} {code}" for dataset, code in bad.items()]
             reasons += [f"{self._names[dataset]} did not answer" for dataset in state.waiting]
             if state.stop_on_bad and state.disproved:
-                raise Stopped(f"round {self._number}: a bad update stops the run: {', '.join(reasons)}")
+                code = next(iter(state.disproved.values()))
+                why = f"round {self._number}: a bad update stops the run: {', '.join(reasons)}"
+                raise Stopped(code, why)
             raise Stopped(
+                "E_RUN_QUORUM",
                 f"quorum not met in round {self._number}: {len(state.folded)} of {state.quorum} sites; "
-                + ", ".join(reasons)
+                + ", ".join(reasons),
             )
 
     def _look(self) -> None:

@@ -167,6 +167,7 @@ class Supervisor:
                 self._say(
                     plan_id, Kind.WAITING, {"for": "SuperLink", "reason": error.message[: events.MAX_TEXT]}
                 )
+        stop_expired(self._hub)
         patience_s = self._hub.settings.superlink_patience_s
         if self._clock() - self._away_since >= patience_s:
             for plan_id in self._active():
@@ -297,6 +298,10 @@ class Supervisor:
             found = self._control.status(attempt.flower_run)
         except FedhubError as error:
             _log.warning("run %s: %s", run.plan[:12], error)
+            why = self._overdue(run, attempt)  # no answer is no reason to wait for ever
+            if why is not None:
+                self._stop_flower(attempt.flower_run)
+                self._end_attempt(run.plan, attempt.number, why)
             return
         if found is None:
             self._end_attempt(run.plan, attempt.number, "SuperLink has restarted")
@@ -331,6 +336,8 @@ class Supervisor:
             deadline = runs.deadline(session, run, number)
         if deadline is not None and now - parse_time(deadline, "E_TIME") > settings.round_grace_s:
             return f"round {number} is {settings.round_grace_s} s past its deadline"
+        if deadline is None and not attempt.beats and silent_s > settings.attempt_start_s:
+            return f"its coordinator opened no round within {settings.attempt_start_s} s and is silent"
         return None
 
     # --- ends -------------------------------------------------------------------------------------------
@@ -404,11 +411,44 @@ class Supervisor:
             _log.warning("Flower run %s could not be stopped: %s", flower_run, error)
 
 
+def stop_expired(hub: Hub) -> None:
+    """Stop the runs whose plans are over, with a SuperLink or without."""
+    with hub.database.session_scope(write=False) as session:
+        query = select(RunRow.plan).join(PlanRow).where(col(RunRow.state).in_(ACTIVE_RUNS))
+        over = list(session.exec(query.where(col(PlanRow.expires_at) <= hub.ledger.now())))
+    for plan_id in over:
+        with hub.database.session_scope() as session:
+            run = session.get(RunRow, plan_id, with_for_update=True)
+            if run is not None and run.active:
+                expired = format_time(session.get_one(PlanRow, plan_id).expires_at)
+                reason = f"E_PLAN_EXPIRED: it expired {expired}\nSubmit a new plan."
+                runs.close(hub, session, run, "stopped", reason)
+
+
+class Expiry:
+    """Ends what a hub without a SuperLink would leave waiting: runs that it had begun when it had one."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._lease = Lease(hub, "expiry", new_holder())
+
+    def look(self) -> None:
+        """One look."""
+        if self._lease.hold():
+            stop_expired(self._hub)
+
+    def release(self) -> None:
+        """Let another process do it."""
+        self._lease.release()
+
+
 def start_supervisor(hub: Hub) -> Background:
     """The hub's background work; runs are supervised when there is a SuperLink."""
     workers: dict[str, Worker] = {"housekeeper": Housekeeper(hub)}
     if isinstance(hub.nodes, FlowerControl):
         workers["supervisor"] = Supervisor(hub, hub.nodes)
+    else:
+        workers["expiry"] = Expiry(hub)
     background = Background(workers, hub.settings.supervise_s)
     background.start()
     return background
