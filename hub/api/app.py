@@ -21,6 +21,8 @@ from hub.api import (
     coordinator,
     health,
     log,
+    mlflow,
+    oci,
     plans,
     pulls,
     registry,
@@ -65,6 +67,8 @@ HUGGINGFACE: tuple[APIRouter, ...] = (
     xet.router,
     repos.unknown_router,
 )
+# Where clients of other registries expect them.
+REGISTRIES: tuple[APIRouter, ...] = (mlflow.router, oci.router)
 PAGES = "hub.web.pages"
 
 
@@ -215,7 +219,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
 
         app.include_router(pages.router)
         app.state.error_page = pages.error_page
-    for router in HUGGINGFACE:
+    for router in (*HUGGINGFACE, *REGISTRIES):
         app.include_router(router)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
     _describe(app)

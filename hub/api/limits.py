@@ -25,13 +25,14 @@ from hub.settings import Settings
 from storage.encoding import read_json
 from storage.errors import Rejected
 
-# Requests that carry signed documents, by the end of their path.
+# Requests that carry signed documents or small files, by the end of their path.
 _STATEMENTS = re.compile(
-    r"/api/v1/(statements|plans|institutions(/[^/]+/keyring)?|(models|shared-datasets)/.+/versions)"
+    r"/api/v1/(statements|small-files|plans|institutions(/[^/]+/keyring)?|(models|shared-datasets)/.+/versions)"
 )
 # Requests whose routes read their bodies in pieces, each with a limit of its own.
 _STREAMED = re.compile(r"/api/(models|datasets)/[^/]+/[^/]+/commit/|/xet/")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_COUNTED = ("/api/", "/v2/")
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -124,7 +125,7 @@ class Doorkeeper:
     async def _admit(
         self, scope: Scope, headers: Headers, receive: Receive
     ) -> tuple[JSONResponse | None, Receive]:
-        wait_s = self._rate.take(_caller(scope, headers)) if scope["path"].startswith("/api/") else 0.0
+        wait_s = self._rate.take(_caller(scope, headers)) if scope["path"].startswith(_COUNTED) else 0.0
         if wait_s:
             refusal = problem(
                 429,

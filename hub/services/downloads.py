@@ -8,7 +8,7 @@ is kept of it.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import jwt
 from sqlmodel import Session, select
@@ -17,7 +17,7 @@ from hub.access import ANONYMOUS, Actor
 from hub.context import Hub
 from hub.errors import not_found
 from hub.services.commits import Commit
-from hub.services.repo_files import RepoFile
+from hub.services.pulls import ensure_receipt
 from hub.services.revisions import Kind, Repo, load, readable
 from hub.tables import BlobRow, InstitutionRow, PersonalTokenRow, RevisionRow, VersionFileRow
 from storage.encoding import sha256_hex
@@ -42,7 +42,32 @@ class Bearer:
         return cls(actor, sha256_hex(token.encode()) if token.startswith(PERSONAL) else "")
 
 
-def address(hub: Hub, bearer: Bearer, repo: Repo, row: Commit, file: RepoFile) -> str:
+class Stored(Protocol):
+    """A file whose bytes lie in the store; ``repo_files.RepoFile`` is one."""
+
+    @property
+    def path(self) -> str:
+        """Its name in the version."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its bytes."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file by itself."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+def address(hub: Hub, bearer: Bearer, repo: Repo, row: Commit, file: Stored) -> str:
     """Where the bearer may read a file's bytes, whole or by ranges, as long as it would be allowed."""
     life_s = min(LEAST_S + file.size // hub.settings.slow_link_bytes, MOST_S)
     claims = {
@@ -56,6 +81,16 @@ def address(hub: Hub, bearer: Bearer, repo: Repo, row: Commit, file: RepoFile) -
         "exp": hub.ledger.now() + life_s,
     }
     return f"{hub.settings.downloads}/f/{jwt.encode(claims, _secret(hub), algorithm='HS256')}"
+
+
+def hand_over(
+    hub: Hub, session: Session, bearer: Bearer, repo: Repo, row: Commit, file: Stored, grant: str | None
+) -> str:
+    """``address``, after the receipt of a pull under ``grant`` was logged; ends the session's transaction."""
+    if grant is not None:
+        session.commit()  # gives the connection back before another one is taken
+        ensure_receipt(hub, str(bearer.actor.institution), str(row.asset_id), grant)
+    return address(hub, bearer, repo, row, file)
 
 
 def locate(hub: Hub, session: Session, capability: str) -> str:
