@@ -79,7 +79,7 @@ def check_plan_allowed(
     """Return only when plan and round are within the consent, and the plan within itself.
 
     Raises:
-        Refused: ``E_CONSENT``, ``E_PLAN``, ``E_BUDGET``.
+        Refused: ``E_CONSENT``, ``E_PLAN``, ``E_PLAN_EXPIRED``, ``E_BUDGET``.
     """
     site = plan.site(consent.dataset)
     if site is None or site.institution != home.institution:
@@ -88,7 +88,9 @@ def check_plan_allowed(
         )
     if now >= plan.expires:
         raise Refused(
-            "E_PLAN", f"plan {plan.id} expired at {format_time(plan.expires)}", "its owner makes a new plan"
+            "E_PLAN_EXPIRED",
+            f"plan {plan.id} expired at {format_time(plan.expires)}",
+            "its owner makes a new plan",
         )
     if round_number > plan.rounds:
         raise Refused("E_PLAN", f"round {round_number}: plan {plan.id} has {plan.rounds} rounds")

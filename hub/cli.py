@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "grant": ("grants", "Signed permissions: issue, list, show, revoke, verify"),
     "plan": ("plans", "Training plans: new, check, submit, show, list"),
     "run": ("runs", "Runs of plans: start, watch, list, show, cancel, resume, finish"),
-    "site": ("sites", "The lab agent: init, up, status, ledger, approve"),
+    "site": ("sites", "The lab agent: check, init, up, status, ledger, approve"),
     "evaluate": ("evaluation", "Evaluate a model version on this site's held-out rows"),
     "release": ("releases", "Releases: propose, approve, publish, list"),
     "audit": ("audit", "For auditors: export a pack, read the log"),

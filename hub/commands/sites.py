@@ -9,7 +9,9 @@ import typer
 
 from hub.commands.homes import home_of
 from hub.commands.plans import KEPT_UPDATES, asked_of_sites, told_of_app
+from hub.commands.site_check import check
 from hub.terminal import Command, Terminal, short, table, terminal_of
+from storage.causes import cause_of
 from storage.errors import Exit, FedhubError
 
 if TYPE_CHECKING:
@@ -17,10 +19,14 @@ if TYPE_CHECKING:
     from federation.plan import Config
 
 ONLINE_POLL_S = 0.5
+_REFUSALS = 5  # newest that the status shows
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="The lab agent, its ledger, and the steward's consents."
 )
+
+
+app.command("check", cls=Command)(check)
 
 
 @app.command("init", cls=Command)
@@ -73,6 +79,8 @@ def up(
 def status(ctx: typer.Context) -> Exit:
     """Show this institution's sites as the hub sees them, its datasets, and what plans took from them."""
     from federation.ledger import SiteLedger
+    from federation.site_log import SiteLog
+    from storage.encoding import format_time
 
     terminal = terminal_of(ctx)
     home = home_of(terminal)
@@ -81,7 +89,8 @@ def status(ctx: typer.Context) -> Exit:
     datasets = home.datasets()
     with SiteLedger(home.site / "ledger.db") as ledger:
         spent = ledger.spent()
-        refused = len(ledger.refusals())
+        refusals = ledger.refusals()
+    trouble = SiteLog(home).newest()
     lines = [
         f"site {each.name}: {'online' if each.online else 'OFFLINE'}, seen {each.last_seen or 'never'}"
         for each in sites
@@ -99,7 +108,11 @@ def status(ctx: typer.Context) -> Exit:
         for each in spent
     ]
     lines += table(("plan", "dataset", "rounds", "evaluations", "rows used", "epsilon"), rows)
-    lines.append(f"{refused} orders refused; see: fedhub site ledger")
+    lines.append(f"{len(refusals)} orders refused; see: fedhub site ledger")
+    for each in refusals[-_REFUSALS:]:
+        lines += [f"round {each.round} of plan {short(each.plan)}:", *cause_lines(each.code, each.message)]
+    if trouble is not None:
+        lines += [f"in the way since {format_time(trouble.at)}:", *cause_lines(trouble.code, trouble.message)]
     return terminal.done(
         {
             "sites": [each.model_dump() for each in sites],
@@ -108,7 +121,12 @@ def status(ctx: typer.Context) -> Exit:
                 for each in datasets
             ],
             "spent": [vars(each) for each in spent],
-            "refused": refused,
+            "refused": len(refusals),
+            "refusals": [
+                {"plan": each.plan, "round": each.round, **caused(each.code, each.message)}
+                for each in refusals[-_REFUSALS:]
+            ],
+            "trouble": None if trouble is None else caused(trouble.code, trouble.message),
         },
         *(lines if sites else ["No site is registered: fedhub site init", *lines]),
     )
@@ -200,6 +218,7 @@ def ledger_(
                 "receipt": answer.receipt_id if answer else None,
                 "refused": refusal.code if refusal else None,
                 "why": refusal.message if refusal else None,
+                "error": caused(refusal.code, refusal.message) if refusal else None,
             }
         )
     rows = [
@@ -268,6 +287,24 @@ def approve(
 
 def _app_of(config: "Config") -> dict[str, object] | None:
     return None if config.app is None else vars(config.app)
+
+
+def caused(code: str, message: str) -> dict[str, str]:
+    """A code with its words, for a program."""
+    found = cause_of(code)
+    return {
+        "code": code,
+        "message": message,
+        "cause": found.cause,
+        "owner": found.owner,
+        "step": found.step,
+    }
+
+
+def cause_lines(code: str, message: str) -> list[str]:
+    """The same, for a person."""
+    found = cause_of(code)
+    return [f"  {code}: {found.cause} ({message})", f"  next step ({found.owner}): {found.step}"]
 
 
 def _tell_online(terminal: Terminal, home: "Home", name: str) -> None:
