@@ -61,6 +61,7 @@ def recompute(
     """
     from federation.deciding import read_checked_plan
     from federation.finishing import base_version, check_chain
+    from federation.joint_statistics import check_statistics
     from federation.pulling import manifest_of
     from federation.recomputing import check_kept
     from federation.recomputing import recompute as repeat
@@ -73,6 +74,7 @@ def recompute(
         manifest = manifest_of(client, base_version(client, found), found.base)
         chain = check_chain(home, client, found, manifest)
         rounds = repeat(home, client, found, chain, number=number)
+        scaled = chain.statistics and check_statistics(home, client, found, chain.statistics)
     for one in rounds:
         if not one.same:
             raise Rejected(
@@ -93,9 +95,18 @@ def recompute(
                 {"round": one.round, "aggregate": one.found, "same": True, "sites": list(one.sites)}
                 for one in rounds
             ],
+            "statistics": chain.statistics,
         },
         f"Recomputed {len(rounds)} of {len(chain.rounds)} rounds of {found.config.strategy}: "
         "each aggregate is byte for byte the one that its round statement names.",
+        *(
+            [
+                f"The joint statistics {short(chain.statistics or '')} are the sum of what "
+                f"{len(scaled.institutions)} sites signed."
+            ]
+            if scaled
+            else []
+        ),
         *table(("round", "updates", "bytes", "aggregate", "seconds"), rows),
     )
 
