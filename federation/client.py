@@ -163,6 +163,10 @@ class HubClient(HubConnection):
         body = wire.UploadParts(etags=dict(etags or {}))
         return self._post(f"uploads/{_part(upload_id)}/complete", body, wire.Upload)
 
+    def upload_small(self, files: Sequence[wire.SmallFile]) -> None:
+        """Give the hub small files, bytes and all; it hashes each."""
+        self._call("POST", "small-files", wire.SmallFiles(files=list(files)))
+
     # --- models and datasets --------------------------------------------------------------------------------
 
     def models(self, search: str | None = None) -> list[wire.Model]:

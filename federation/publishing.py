@@ -14,6 +14,7 @@ from federation import transfer
 from federation.home import Home
 from federation.licences import check_license
 from federation.pulling import steps
+from federation.small_files import send_small
 from storage.croissant import make_croissant
 from storage.encoding import sha256_hex
 from storage.errors import Refused, Unchecked
@@ -57,7 +58,10 @@ def push_version(
     newest = max(known.versions, key=lambda version: version.version) if known and known.versions else None
     if newest is not None and newest.asset_id == manifest.asset_id:
         return newest
+    sent = send_small(client, folder, manifest.files, moved)
     for entry in manifest.files:
+        if entry.name in sent:
+            continue
         hashed = (entry.sha256, entry.size, entry.parts)
         transfer.send_file(client, folder / entry.name, progress=steps(moved), hashed=hashed)
     return post_version(

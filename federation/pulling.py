@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation import transfer
 from federation.home import Home
+from federation.small_files import SMALL_BYTES, fetch_small
 from storage.encoding import is_digest
 from storage.errors import FedhubError, Refused, Rejected, Unchecked, shown
 from storage.manifests import Manifest, build_manifest, read_manifest
@@ -187,7 +188,13 @@ def fetch_files(
     """
     urls = {file.name: file.url for file in pull.files}
     folder.mkdir(exist_ok=True)
+    small = pull.small
+    if small is not None:
+        with _naming_the_rest():
+            fetch_small(manifest.files, lambda number: f"{small}/{number}", folder, moved)
     for entry in manifest.files:
+        if small is not None and entry.size <= SMALL_BYTES:
+            continue
         url = urls.get(entry.name)
         if url is None:
             raise Rejected("E_SUBJECT", f"{entry.name}: in the manifest, but the hub has no address for it")
@@ -216,6 +223,19 @@ def fetch_files(
         except OSError as error:
             hint = "nothing was installed; make room, then pull again"
             raise Unchecked("E_WRITE", f"{entry.name}: cannot be written ({error.strerror})", hint) from error
+
+
+@contextmanager
+def _naming_the_rest() -> "Iterator[None]":
+    """Errors of small files, in the words of the others."""
+    try:
+        yield
+    except FedhubError as error:
+        error.hint = error.hint or "nothing was installed; tell the operator if it happens again"
+        raise
+    except OSError as error:
+        hint = "nothing was installed; make room, then pull again"
+        raise Unchecked("E_WRITE", f"small files: cannot be written ({error.strerror})", hint) from error
 
 
 def steps(moved: Callable[[int], None] | None) -> transfer.Progress | None:

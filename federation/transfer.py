@@ -255,6 +255,44 @@ def fetch(
             raise
 
 
+def fetch_bytes(url: str, size: int) -> bytes:
+    """The ``size`` bytes at an address, tried several times; the caller checks what they are.
+
+    Raises:
+        Rejected: ``E_SIZE``.
+        Refused, Unchecked: as ``fetch``.
+    """
+    peers = Peers()
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return _read_bytes(peers, url, size)
+            except Broken as error:
+                if attempt == ATTEMPTS:
+                    raise Unchecked("E_STORE_UNREACHABLE", str(error), "try again") from error
+                time.sleep(_wait_s(attempt))
+    finally:
+        peers.close()
+    raise AssertionError("every attempt returns or raises")
+
+
+def _read_bytes(peers: Peers, url: str, size: int) -> bytes:
+    answer = peers.get(url, {})
+    if answer.response.status != 200:
+        refused = refusal_of(answer.response, url)
+        if refused.status >= 500 or refused.status in (408, 429):
+            raise Broken(f"{origin_of(url)}: {refused.message}")
+        raise refused
+    data, buffer = bytearray(), memoryview(bytearray(min(CHUNK_BYTES, size + 1)))
+    while count := _read_some(peers, url, answer.response, buffer):
+        data += buffer[:count]
+        if len(data) > size:
+            raise Rejected("E_SIZE", f"{origin_of(url)}: more than the {size} bytes of these files come")
+    if len(data) < size:
+        raise Broken(f"{origin_of(url)}: the answer ended after {len(data)} of {size} bytes")
+    return bytes(data)
+
+
 def _fetch_pieces(
     url: str,
     pieces: Sequence[Piece],

@@ -152,6 +152,15 @@ class UploadRequest(Wire):
     plan: Digest | None = None  # an update or an aggregate of this plan's run
 
 
+class SmallFile(Wire):
+    sha256: Digest
+    data: str = Field(max_length=200_000)  # base64
+
+
+class SmallFiles(Wire):
+    files: list[SmallFile] = Field(min_length=1, max_length=500)
+
+
 class UploadOrder(Wire):
     part: int  # 0: the whole file in one request; else the part's number from 1
     method: Literal["PUT"]
@@ -298,6 +307,7 @@ class Pull(Wire):
     grant: Digest | None = None
     expires_in: int
     files: list[PullFile]
+    small: str | None = None  # followed by /0, /1, …: the bytes of each group of small files (small_files.py)
 
 
 # --- plans and runs -----------------------------------------------------------------------------------------

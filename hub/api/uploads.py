@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from federation import wire
 from hub.api.auth import CurrentActor, HubHere
 from hub.api.problems import responses
-from hub.services import uploads
+from hub.services import plain_uploads, uploads
 
 router = APIRouter(tags=["uploads"])
 
@@ -14,6 +14,12 @@ router = APIRouter(tags=["uploads"])
 def announce(hub: HubHere, actor: CurrentActor, request: wire.UploadRequest) -> wire.Upload:
     """Announce a file by digest and size; the orders fit those bytes only. A repeat goes on."""
     return uploads.announce(hub, actor, request)
+
+
+@router.post("/small-files", status_code=204, responses=responses(413))
+def small_files(hub: HubHere, actor: CurrentActor, request: wire.SmallFiles) -> None:
+    """Give small files, bytes and all: each must have the digest named, and is the caller's to use."""
+    plain_uploads.keep_group(hub, actor, request)
 
 
 @router.post("/uploads/{upload_id}/orders", responses=responses(404))

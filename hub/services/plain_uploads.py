@@ -14,24 +14,28 @@ Read ``batch``, ``complete``, ``keep``.
 import hashlib
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sqlmodel import Session, col, func, select
 
-from hub.access import Actor
+from federation.small_files import SMALL_BYTES
+from federation.wire import SmallFiles
+from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import not_found
 from hub.services.keeping import hold_blob
 from hub.services.quotas import check_quota
 from hub.services.uploads import add_blob, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
-from storage.encoding import is_digest
+from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
 from storage.manifests import PART_BYTES
 
 LARGEST_BYTES = 50_000_000_000  # stock clients refuse to download more by plain HTTP
 PARTS_MOST = 10_000  # of one S3 upload
 BATCH_MOST = 1000
+WRITERS = 8  # to the store at once, for one request of small files
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,75 @@ def keep_small(hub: Hub, actor: Actor, data: bytes) -> tuple[str, int]:
         hub.store.put(key, data)
     keep(hub, uploader_of(actor), sha256, len(data), None, key, upload_id=upload_id)
     return sha256, len(data)
+
+
+def keep_group(hub: Hub, actor: Actor, request: SmallFiles) -> None:
+    """Make small files at hand blobs of the actor's, all in one transaction; a repeat changes nothing.
+
+    Raises:
+        Refused: ``E_LIMIT``; one is no small file. ``E_QUOTA``.
+        Rejected: ``E_DIGEST``; one has another digest than is said.
+    """
+    decide(actor, "upload", Thing("small files"))
+    files = _checked_files(request)
+    with hub.database.session_scope(write=False) as session:
+        usable = usable_blobs(hub, session, actor, list(files))
+        fresh = {sha256: data for sha256, data in files.items() if usable.get(sha256) != len(data)}
+        there = {sha256 for sha256 in fresh if session.get(BlobRow, sha256) is not None}
+        check_quota(hub, session, uploader_of(actor), sum(map(len, fresh.values())))
+    ids = {sha256: secrets.token_hex(16) for sha256 in fresh}
+    missing = [sha256 for sha256 in fresh if sha256 not in there]
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="small") as pool:
+        for put in [
+            pool.submit(hub.store.put, blob_key(sha256, ids[sha256]), fresh[sha256]) for sha256 in missing
+        ]:
+            put.result()
+    _keep_all(hub, uploader_of(actor), fresh, ids, set(missing))
+
+
+def _checked_files(request: SmallFiles) -> dict[str, bytes]:
+    """Digest -> bytes, each hashed."""
+    files: dict[str, bytes] = {}
+    for number, file in enumerate(request.files):
+        data = unb64(file.data, "E_FIELD")
+        if len(data) > SMALL_BYTES:
+            raise Refused(
+                "E_LIMIT", f"files.{number}: at most {SMALL_BYTES} bytes, found {len(data)}", status=413
+            )
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise Rejected("E_DIGEST", f"files.{number}: the bytes do not have the digest {file.sha256}")
+        files[file.sha256] = data
+    return files
+
+
+def _keep_all(hub: Hub, uploader: str, files: dict[str, bytes], ids: dict[str, str], put: set[str]) -> None:
+    """Note blobs and whose they are to use; objects that turned out to be second copies are dropped."""
+    now, spare = hub.ledger.now(), []
+    with hub.database.session_scope() as session:
+        for sha256 in sorted(files):  # in one order for all, so that two who hold them never wait in a ring
+            key = blob_key(sha256, ids[sha256])
+            row = UploadRow(
+                id=ids[sha256],
+                uploader=uploader,
+                sha256=sha256,
+                size=len(files[sha256]),
+                key=key,
+                etags={},
+                state="stored",
+                created_at=now,
+                expires_at=now,
+            )
+            blob = hold_blob(session, sha256)
+            if blob is None and sha256 not in put:  # it was swept at this moment
+                hub.store.put(key, files[sha256])
+                put.add(sha256)
+            blob = blob or add_blob(session, row, "hub", now)
+            row.key = blob.key
+            session.add(row)
+            if sha256 in put and blob.key != key:
+                spare.append(key)
+    for key in spare:
+        hub.store.delete(key)
 
 
 # --- tidying ----------------------------------------------------------------------------------------------

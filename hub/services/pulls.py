@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from sqlmodel import Session, col, delete, select
 
+from federation.small_files import DOWN_BYTES, DOWN_FILES, SMALL_BYTES, groups
 from federation.wire import Pull, PullFile, PullRequest
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
@@ -26,6 +27,7 @@ from storage.asset_versions import valid_versions
 from storage.encoding import sha256_hex
 from storage.errors import Refused, Rejected, Unchecked
 
+BATCH = 500  # values of one IN list
 GATED_HINT = "Ask {owner} for a grant: fedhub grant issue {name}@{version} --to {institution} --action pull"
 
 
@@ -143,6 +145,7 @@ def pull(hub: Hub, session: Session, actor: Actor, request: PullRequest) -> Pull
         version=version.version,
         grant=grant,
         expires_in=hub.settings.capability_s,
+        small=f"{address}/small",
         files=[
             PullFile(
                 name=file.name,
@@ -215,6 +218,43 @@ def locate(hub: Hub, session: Session, capability: str, sha256: str) -> str:
         Refused: ``E_CAPABILITY`` (unknown or over), or the reason why the grant no longer allows it.
         Unchecked: ``E_NOT_FOUND``, the version has no such file.
     """
+    version = _decide_again(hub, session, capability)
+    query = select(VersionFileRow).where(VersionFileRow.asset_id == version.asset_id)
+    file = session.exec(query.where(VersionFileRow.sha256 == sha256)).first()
+    blob = session.get(BlobRow, sha256) if file is not None else None
+    if file is None or blob is None:
+        raise not_found("file", sha256, f"{version.name}@{version.version} has no such file.")
+    filename = file.name.rpartition("/")[2]
+    return hub.store.signed_url(blob.key, expires_s=hub.settings.signed_url_s, filename=filename)
+
+
+def small_files(hub: Hub, session: Session, capability: str, number: int) -> list[str]:
+    """Where the bytes of one group of the version's small files lie, decided as ``locate`` does.
+
+    Returns:
+        Keys of the store, in the manifest's order.
+    """
+    version = _decide_again(hub, session, capability)
+    query = select(VersionFileRow).where(
+        VersionFileRow.asset_id == version.asset_id, col(VersionFileRow.size) <= SMALL_BYTES
+    )
+    files = sorted(session.exec(query), key=lambda file: file.name.split("/"))
+    found = groups(files, DOWN_BYTES, DOWN_FILES)
+    if number >= len(found):
+        raise not_found("group", f"{number} of the small files of {version.name}@{version.version}")
+    wanted = [file.sha256 for file in found[number]]
+    keys: dict[str, str] = {}
+    for start in range(0, len(wanted), BATCH):
+        some = col(BlobRow.sha256).in_(wanted[start : start + BATCH])
+        keys |= dict(session.exec(select(BlobRow.sha256, BlobRow.key).where(some)).all())
+    lost = [sha256 for sha256 in wanted if sha256 not in keys]
+    if lost:
+        raise not_found("file", lost[0])
+    return [keys[sha256] for sha256 in wanted]
+
+
+def _decide_again(hub: Hub, session: Session, capability: str) -> VersionRow:
+    """The version that a capability is for, if its bearer may still pull it."""
     row = session.get(CapabilityRow, sha256_hex(capability.encode()))
     if row is None or row.expires_at <= hub.ledger.now():
         raise Refused(
@@ -225,13 +265,7 @@ def locate(hub: Hub, session: Session, capability: str, sha256: str) -> str:
         raise Refused("E_ACCESS", f"{row.institution} is no approved member", "Ask the operator.")
     version, model = _version(session, row.asset_id)
     decide_pull(hub, session, model, version, row.institution, row.duo)
-    query = select(VersionFileRow).where(VersionFileRow.asset_id == row.asset_id)
-    file = session.exec(query.where(VersionFileRow.sha256 == sha256)).first()
-    blob = session.get(BlobRow, sha256) if file is not None else None
-    if file is None or blob is None:
-        raise not_found("file", sha256, f"{version.name}@{version.version} has no such file.")
-    filename = file.name.rpartition("/")[2]
-    return hub.store.signed_url(blob.key, expires_s=hub.settings.signed_url_s, filename=filename)
+    return version
 
 
 def forget_capabilities(hub: Hub, session: Session) -> None:
