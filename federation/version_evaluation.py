@@ -16,6 +16,7 @@ from federation.deciding import read_checked_plan, read_signed
 from federation.home import Home, LocalDataset
 from federation.ledger import SiteLedger
 from federation.plan import TrainingPlan
+from federation.site_policy import read_policy
 from federation.site_bases import base_folders
 from storage.errors import Refused, Rejected
 from storage.manifests import build_manifest, read_manifest
@@ -83,7 +84,8 @@ def evaluate_version(
         dataset = home.dataset(asset_id)
         _check_data(dataset)
         weights = _fetch_weights(home, client, plan, last.subject)
-        found = _measure(home, plan, weights, dataset)
+        found = _measure(home, client, plan, last, weights, dataset)
+        _check_cohort(home, plan, int(found["examples"]))
         receipt = _receipt(home, client, consent, last, int(found["examples"]))
         done.append(_sign_result(home, client, version, plan, consent, found, receipt, at_least))
     return done
@@ -125,19 +127,42 @@ def _fetch_weights(home: Home, client: "HubClient", plan: TrainingPlan, digest: 
     return path
 
 
-def _measure(home: Home, plan: TrainingPlan, weights: Path, dataset: LocalDataset) -> dict[str, float | int]:
+def _measure(
+    home: Home,
+    client: "HubClient",
+    plan: TrainingPlan,
+    last: Statement,
+    weights: Path,
+    dataset: LocalDataset,
+) -> dict[str, float | int]:
     from federation import training
+    from federation.measuring import JointScaling
 
     try:
         return training.evaluate(
             plan.config.recipe,
-            plan.config.parameters,
+            JointScaling(client).parameters(plan, last),
             weights,
             dataset.folder,
             bases=base_folders(home),
         )
     finally:
         weights.unlink()
+
+
+def _check_cohort(home: Home, plan: TrainingPlan, rows: int) -> None:
+    """Nothing is told about fewer rows than the smallest cohort, the plan's or the site's own.
+
+    Raises:
+        Refused: ``E_COHORT``.
+    """
+    cohort = max(plan.config.smallest_cohort, read_policy(home).smallest_cohort)
+    if rows < cohort:
+        raise Refused(
+            "E_COHORT",
+            f"plan {plan.id}: this site holds out fewer rows than {cohort}, the smallest cohort",
+            "nothing was told; hold out more rows in a new version of the dataset",
+        )
 
 
 def _receipt(home: Home, client: "HubClient", consent: Consent, last: Statement, examples: int) -> str:
