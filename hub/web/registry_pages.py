@@ -13,6 +13,7 @@ from hub.context import Hub
 from hub.errors import not_found
 from hub.services import alliance, catalogue, dossiers, registry, revisions
 from hub.services.dossiers import Measure
+from hub.services.mlflow_names import mlflow_names
 from hub.web.cards import render_card
 from hub.web.charts import span
 from hub.web.croissants import read_view
@@ -100,7 +101,7 @@ def model(
         model=found,
         shown=shown,
         card=render_card(text) if text.strip() else "",
-        clients=_clients(hub, shown),
+        clients=_clients(hub, shown, mlflow_names(session, [found.name])[found.name]),
         lineage=dossiers.lineage(hub, session, actor, shown),
         measures=[(one, _picture(one)) for one in dossiers.measures(papers)],
         papers=papers,
@@ -133,9 +134,10 @@ def _picture(one: Measure) -> Markup:
     return span(one.value, one.low, one.high, one.bar, label)
 
 
-def _clients(hub: Hub, version: wire.ModelVersion) -> list[Client]:
+def _clients(hub: Hub, version: wire.ModelVersion, mlflow_name: str) -> list[Client]:
     endpoint, name, folder = hub.settings.public, version.name, version.name.partition("/")[2]
     revision = f"v{version.version}"
+    host, plain = endpoint.partition("://")[2], " --plain-http" if endpoint.startswith("http:") else ""
     return [
         Client(
             "fedhub",
@@ -155,6 +157,18 @@ def _clients(hub: Hub, version: wire.ModelVersion) -> list[Client]:
             f'os.environ["HF_ENDPOINT"], os.environ["HF_TOKEN"] = "{endpoint}", "TOKEN"\n'
             "from huggingface_hub import snapshot_download\n"
             f'folder = snapshot_download("{name}", revision="{revision}")',
+        ),
+        Client(
+            "MLflow",
+            "the registry of the mlflow command and library",
+            f"export MLFLOW_TRACKING_URI={endpoint} MLFLOW_TRACKING_TOKEN=TOKEN\n"
+            f"mlflow artifacts download -u models:/{mlflow_name}/{version.version} -d ./{folder}",
+        ),
+        Client(
+            "OCI",
+            "oras, crane and other registry clients; signatures are referrers",
+            f"echo TOKEN | oras login {host} --username any --password-stdin{plain}\n"
+            f"oras pull {host}/{name.lower()}:{revision} --output ./{folder}{plain}",
         ),
         Client(
             "curl",
