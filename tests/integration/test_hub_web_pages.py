@@ -272,6 +272,8 @@ def test_a_models_page_has_card_clients_files_signatures_and_grants(world: World
     for shown in (
         f"fedhub model pull {OWNER}/carded@1",
         f"hf download {OWNER}/carded --revision v1",
+        f"mlflow artifacts download -u models:/{OWNER}.carded/1",
+        f"{OWNER}/carded:v1 --output ./carded",
         "snapshot_download(",
         "/api/v1/pulls",
         world.carded.asset_id,
