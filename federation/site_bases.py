@@ -36,14 +36,14 @@ def add_base(home: Home, folder: Path) -> dict[str, str]:
     """Name a folder; what its files are is answered as name -> SHA-256.
 
     Raises:
-        Rejected: ``E_BASE``: it holds no base model. Unchecked: ``E_BASE``: the site has too many.
+        Rejected: ``E_BASE_MODEL``: it holds no base model. Unchecked: the site has too many folders.
     """
     files = base_files(folder)
     known = base_folders(home)
     place = folder.resolve()
     if place not in known:
         if len(known) == MOST_FOLDERS:
-            raise Unchecked("E_BASE", f"this site names {MOST_FOLDERS} folders already", "forget one first")
+            raise Unchecked("E_BASE_MODEL", f"this site names {MOST_FOLDERS} folders already", "forget one first")
         _write(home, (*known, place))
     return files
 

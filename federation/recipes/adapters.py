@@ -225,11 +225,11 @@ class TextLearner(ABC):
                 )
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 message = f"base model in {self._folder}: cannot be loaded ({type(error).__name__})"
-                raise Rejected("E_BASE", message, "the plan's owner names another base") from error
+                raise Rejected("E_BASE_MODEL", message, "the plan's owner names another base") from error
         strange = [name for name in sorted(found["missing_keys"]) if not self._of_head(name)]
         if strange or found["mismatched_keys"]:
             raise Rejected(
-                "E_BASE",
+                "E_BASE_MODEL",
                 f"base model in {self._folder}: {CONFIG} asks for {len(strange)} tensors that its weights "
                 f"lack{', such as ' + strange[0] if strange else ', or have otherwise'}",
                 "the plan's owner names a base whose weights fit its configuration",

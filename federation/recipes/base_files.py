@@ -64,7 +64,7 @@ def base_files(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of the files of ``folder`` that make a base model, for a plan to name.
 
     Raises:
-        Rejected: ``E_BASE``: it has no configuration, tokenizer or safetensors weights.
+        Rejected: ``E_BASE_MODEL``: it has no configuration, tokenizer or safetensors weights.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and is_base_file(path.name))
     kinds = {
@@ -74,7 +74,7 @@ def base_files(folder: Path) -> dict[str, str]:
     }
     if lacking := [kind for kind, there in kinds.items() if not there]:
         raise Rejected(
-            "E_BASE",
+            "E_BASE_MODEL",
             f"{folder}: no base model, it lacks {', '.join(lacking)}",
             "name a folder with config.json, tokenizer.json and weights as safetensors",
         )

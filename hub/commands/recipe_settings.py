@@ -19,7 +19,7 @@ def chosen(recipe: str, settings: Sequence[str], base: Path | None) -> Mapping[s
         base: folder of a frozen base model, whose files are pinned.
     Raises:
         Unchecked: ``E_USAGE``: no such recipe, or a setting without a name.
-        Rejected: ``E_CONFIG``, naming every bad parameter; ``E_BASE``.
+        Rejected: ``E_CONFIG``, naming every bad parameter; ``E_BASE_MODEL``.
     """
     known = RECIPES.get(recipe)
     if known is None:
