@@ -321,6 +321,6 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def describe() -> str:
+def describe_apps() -> str:
     """One line for those who start a site: how apps are run here."""
     return str(AppPolicy.of_surroundings())

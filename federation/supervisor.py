@@ -18,6 +18,7 @@ from types import FrameType
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from federation.app_process import describe_apps
 from federation.home import Home
 from federation.joining import post_status, register_site
 from federation.lifeline import code_path, python_command
@@ -65,6 +66,7 @@ def run_site(
     except FedhubError as error:
         log.tell(error)
         raise
+    say(describe_apps())
     report = threading.Thread(target=_report, args=(home, name, log, ended), name="trouble", daemon=True)
     report.start()
     status = threading.Thread(target=_keep_status, args=(home, say, ended), name="status", daemon=True)

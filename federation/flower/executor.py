@@ -184,7 +184,8 @@ def main() -> None:
             token=token,
             insecure=True,
             certificates=None,
-            parent_pid=parent,
+            # A confined process may not even ask whether another lives; the system ends it with its parent.
+            parent_pid=None if whose == "foreign" else parent,
             runtime_dependency_install=False,
         )
     finally:

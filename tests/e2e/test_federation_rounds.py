@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from federation import training
+from federation.flower.allowed_apps import set_allowed
 from federation.flower.control import Control
 from federation.flower.executor import build_bundle
 from federation.flower.launch import SuperLinkProcess
@@ -381,6 +382,10 @@ def content():
     return RecordDict({"arrays": weights, "config": ConfigRecord({"lr": 0.5})})
 @app.main()
 def main(grid, context):
+    try:
+        print("READ", open("../../coordinator-token").read())
+    except OSError as error:
+        print("READ", type(error).__name__)
     nodes = [int(node) for node in str(context.run_config["nodes"]).split("-")]
     messages = [Message(content(), node, "train") for node in nodes]
     for reply in grid.send_and_receive(messages, timeout=90):
@@ -432,7 +437,7 @@ def test_flowers_own_nodes_serve_runs_of_their_own_and_a_lab_agent_refuses_them(
     play: Callable[..., Play],
 ) -> None:
     bundle = build_bundle(STOCK)
-    one = play(rounds=1, allowed=(bundle.digest,))
+    one = play(rounds=1)
     one.register_nodes()
     one.start_site("lab-a")
     stock = _stock_node(one)
@@ -440,6 +445,14 @@ def test_flowers_own_nodes_serve_runs_of_their_own_and_a_lab_agent_refuses_them(
         wait_for(lambda: sum(node.online for node in one.control.list_nodes()) == 2, "both online")
         ours = one.hub.labs["lab-a"].node_id
         (theirs,) = [node.id for node in one.control.list_nodes() if node.name == "stock.example"]
+        early = one.control.start_bundle(bundle.content, {"nodes": f"{ours}-{theirs}"})
+        wait_for(lambda: one.flower_ended(early), "the end of a run that is not allowed", 30)
+        refused_run = one.control.status(early)
+        assert refused_run is not None and refused_run.outcome == "failed"
+        assert f"E_APP_NOT_ALLOWED: the operator does not allow the app bundle {bundle.digest}" in (
+            refused_run.details
+        )
+        set_allowed(one.folder / "link", bundle.digest, True)
         run = one.control.start_bundle(bundle.content, {"nodes": f"{ours}-{theirs}"})
         wait_for(lambda: one.flower_ended(run), "the stock run's end", 120)
         said = "".join(one.control.logs(run))
@@ -447,6 +460,7 @@ def test_flowers_own_nodes_serve_runs_of_their_own_and_a_lab_agent_refuses_them(
         refused = said.split(f"REFUSED {ours} ")[1].split("\n")[0]
         assert json.loads(refused)["refusal"]["code"] == "E_MESSAGE"
         assert one.hub.receipts() == []
+        assert "READ PermissionError" in said, "a foreign ServerApp cannot read the coordinator's token"
     finally:
         stock.terminate()
         stock.wait()
