@@ -5,8 +5,9 @@ fetched. Headers read so are the store's word: nothing but a whole pull proves w
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,21 @@ def compare(client: "HubClient", before: "wire.ModelVersion", after: "wire.Model
     Raises:
         Refused: no grant for one of them; as each pull under a grant it is logged with a receipt.
     """
+    unread: list[str] = []
+    was, now = (_tensors(client, version, unread) for version in (before, after))
+    return difference(before, after, was, now, unread)
+
+
+def difference(
+    before: "wire.ModelVersion",
+    after: "wire.ModelVersion",
+    was: Mapping[str, Tensor],
+    now: Mapping[str, Tensor],
+    unread: Iterable[str],
+) -> Difference:
+    """What changed, from the lists of files and the tensors that were read of each version."""
     old = {file.name: file.sha256 for file in before.files}
     new = {file.name: file.sha256 for file in after.files}
-    unread: list[str] = []
-    tensors = [_tensors(client, version, unread) for version in (before, after)]
-    was, now = tensors
     both = was.keys() & now.keys()
     reshaped = {name: (str(was[name]), str(now[name])) for name in both if str(was[name]) != str(now[name])}
     return Difference(
@@ -79,7 +90,7 @@ def compare(client: "HubClient", before: "wire.ModelVersion", after: "wire.Model
 
 
 def _tensors(client: "HubClient", version: "wire.ModelVersion", unread: list[str]) -> Mapping[str, Tensor]:
-    names = [file.name for file in version.files if file.name.lower().endswith(".safetensors")]
+    names = [file.name for file in version.files if holds_tensors(file.name)]
     if not names:
         return {}
     found: dict[str, Tensor] = {}
@@ -96,6 +107,11 @@ def _tensors(client: "HubClient", version: "wire.ModelVersion", unread: list[str
     return found
 
 
+def holds_tensors(name: str) -> bool:
+    """Whether a file says by its name that it is a safetensors file."""
+    return name.lower().endswith(".safetensors")
+
+
 def read_header(peers: Peers, url: str, name: str, size: int) -> dict[str, Tensor]:
     """The tensors of a safetensors file at ``url``, from its first bytes.
 
@@ -103,16 +119,30 @@ def read_header(peers: Peers, url: str, name: str, size: int) -> dict[str, Tenso
         Rejected: ``E_TENSORS``; it has no such header.
         Unchecked: ``E_STORE_UNREACHABLE``.
     """
-    start = _range(peers, url, name, 0, min(size, FIRST_BYTES))
+    return read_tensors(name, size, partial(_range, peers, url, name))
+
+
+def read_tensors(
+    name: str, size: int, read: Callable[[int, int], bytes], *, most: int = HEADER_BYTES
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by ``read(offset, length)``; fewer bytes come only at its end.
+
+    Args:
+        size: of the file, in bytes.
+        most: bytes of a header that are read.
+    Raises:
+        Rejected: ``E_TENSORS``; it has no such header, or a longer one.
+    """
+    start = read(0, min(size, FIRST_BYTES))
     length = int.from_bytes(start[:8], "little")
-    if len(start) < 8 or length > min(HEADER_BYTES, size - 8):
+    if len(start) < 8 or length > min(most, size - 8):
         raise _no_header(name)
     raw = start[8 : 8 + length]
     if len(raw) < length:
-        raw += _range(peers, url, name, len(start), length - len(raw))
+        raw += read(len(start), length - len(raw))
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_header(name) from error
     if not isinstance(header, dict):
         raise _no_header(name)

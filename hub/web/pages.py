@@ -16,9 +16,10 @@ from hub.access import ANONYMOUS
 from hub.api.auth import HubHere, ReadSession
 from hub.errors import not_found
 from hub.services import alliance, catalogue, dossiers, registry, releases, runs
-from hub.web import registry_pages, run_pages, sign_in
+from hub.web import comparison_pages, registry_pages, run_pages, sign_in
 from hub.web.rendering import STATIC, Visitor, page, sign_in_first, static_file
 from hub.web.rendering import visitor as visitor_of
+from storage.causes import find_cause
 from storage.encoding import format_time, is_digest
 from storage.errors import Refused, Unchecked
 from storage.keyring import read_ring
@@ -28,6 +29,7 @@ NEWEST = 6
 router = APIRouter(include_in_schema=False)
 router.include_router(sign_in.router)
 router.include_router(registry_pages.router)
+router.include_router(comparison_pages.router)
 router.include_router(run_pages.router)
 
 
@@ -259,4 +261,5 @@ def error_page(request: Request, status: int, code: str, message: str, hint: str
         return None
     hub = request.app.state.hub
     actor = ANONYMOUS if status >= 500 else visitor_of(request, hub)
-    return page(request, hub, actor, "error.html", status, code=code, message=message, hint=hint)
+    values = {"code": code, "message": message, "hint": hint, "found": find_cause(code)}
+    return page(request, hub, actor, "error.html", status, **values)

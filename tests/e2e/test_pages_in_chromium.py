@@ -19,7 +19,17 @@ from playwright.sync_api import BrowserContext, Page, Route, expect, sync_playwr
 
 from federation import wire
 from storage.encoding import b64
-from tests.alliances import BASE, LABS, OWNER, AllianceInProcess, Journey, Setting, digest, open_alliance
+from tests.alliances import (
+    BASE,
+    LABS,
+    OWNER,
+    AllianceInProcess,
+    Journey,
+    Setting,
+    digest,
+    open_alliance,
+    weights,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
 
@@ -72,6 +82,17 @@ class Served:
             {"model.safetensors": BASE, "README.md": CARD.encode()}, MODEL, license_id="MIT", tags=["one"]
         )
         self.grant = alliance.grant_pull(self.version.asset_id)
+        alliance.push(
+            {
+                "model.safetensors": weights(1, 2, 3),
+                "notes/what-is-new.md": b"three",
+                "README.md": CARD.encode(),
+            },
+            MODEL,
+            license_id="Apache-2.0",
+        )
+        with alliance.as_(OWNER) as owner:
+            owner.set_visibility(MODEL, "public")
 
 
 @contextmanager
@@ -207,6 +228,22 @@ def test_a_runs_page_is_whole_without_javascript(served: Served, tmp_path: Path)
         expect(page.locator("button[data-copy]").first).to_be_hidden()
 
 
+def test_two_versions_are_compared_from_the_models_page_without_javascript(
+    served: Served, tmp_path: Path
+) -> None:
+    with browsing(served, tmp_path, java_script_enabled=False) as browser:
+        page = browser.open(f"/models/{MODEL}")
+        page.locator("select[name=old]").select_option("2")
+        page.locator("select[name=new]").select_option("1")
+        page.get_by_role("button", name="Compare").click()
+        page.wait_for_url("**/compare?old=2&new=1")
+        expect(page.locator("#files")).to_contain_text("notes/what-is-new.md")
+        expect(page.locator("#tensors tbody tr")).to_have_text(
+            re.compile(r"w\s*changed\s*F32 \[3\]\s*F32 \[2\]")
+        )
+        expect(page.locator("#about tr.differs").first).to_contain_text("Apache-2.0")
+
+
 def test_a_proof_is_checked_in_the_browser_and_a_false_one_is_not_believed(
     served: Served, tmp_path: Path
 ) -> None:
@@ -275,7 +312,7 @@ def test_a_copy_button_copies_and_says_so(served: Served, tmp_path: Path) -> Non
         button = page.locator("#pull button[data-copy]").first
         button.click()
         expect(button).to_have_text("Copied")
-        assert page.evaluate("navigator.clipboard.readText()") == f"fedhub model pull {MODEL}@1 ./shown"
+        assert page.evaluate("navigator.clipboard.readText()") == f"fedhub model pull {MODEL}@2 ./shown"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -299,6 +336,8 @@ def test_every_page_fits_its_window_and_asks_nobody_else(served: Served, tmp_pat
         "models": "/models",
         "model": f"/models/{MODEL}",
         "model-zh": f"/models/{MODEL}?lang=zh-Hans",
+        "compare": f"/models/{MODEL}/compare?lang=en",
+        "compare-zh": f"/models/{MODEL}/compare?lang=zh-Hans",
         "datasets": "/datasets?lang=en",
         "dataset": f"/datasets/{served.setting.datasets[LABS[0]]}",
         "runs": "/runs",

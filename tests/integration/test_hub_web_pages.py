@@ -1,5 +1,7 @@
 """The web pages, served in process: what each shows, to whom, and what cannot be smuggled into them."""
 
+import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +46,22 @@ Reads *digits* <script>alert("card")</script> <img src=x onerror=alert(1)>
 """
 SECRET = f"{OWNER}/secret"
 EVIL = "<script>alert('metric')</script>"
+CHANGING = f"{OWNER}/changing"
+
+
+def tensors(**shapes: list[int]) -> bytes:
+    """A safetensors file of zeros."""
+    header, at = dict[str, object](), 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + bytes(at)
+
+
+BEFORE = {"m.safetensors": tensors(kept=[2], wide=[2, 2], gone=[1]), "old&amp.txt": b"o", "same.txt": b"s"}
+AFTER = {"m.safetensors": tensors(kept=[2], wide=[4, 2], fresh=[3]), "new.txt": b"new", "same.txt": b"s"}
 
 
 class World:
@@ -62,6 +80,8 @@ class World:
         with alliance.as_(OWNER) as owner:
             owner.set_visibility(SECRET, "private")
         self.grant = alliance.grant_pull(self.carded.asset_id)
+        for contents, license_id in ((BEFORE, None), (AFTER, "MIT")):
+            alliance.push(contents, CHANGING, license_id=license_id)
         self.journey = self._ran()
         alliance.hub.ledger.publish()
 
@@ -106,6 +126,8 @@ class World:
             "/models?search=card&owner=owner.example&visibility=gated&license=apache",
             f"/models/{OWNER}/carded",
             f"/models/{MODEL}?version=1",
+            f"/models/{CHANGING}/compare",
+            f"/models/{CHANGING}/compare?old=2&new=1",
             "/datasets",
             f"/datasets/{self.setting.datasets[LABS[0]]}",
             "/runs",
@@ -241,6 +263,8 @@ def test_errors_are_pages_for_people_and_problems_for_programs(world: World) -> 
             (f"/models/{OWNER}/nothing", 404),
             (f"/models/{MODEL}?version=99", 404),
             (f"/models/{MODEL}?version=one", 422),
+            (f"/models/{CHANGING}/compare?old=1&new=9", 404),
+            (f"/models/{CHANGING}/compare?old=-1", 422),
             ("/runs/" + "0" * 64, 404),
             ("/institutions/nobody.example", 404),
             ("/static/none.js", 404),
@@ -284,6 +308,50 @@ def test_a_models_page_has_card_clients_files_signatures_and_grants(world: World
         "Apache-2.0",
     ):
         assert shown in text, shown
+
+
+def _rows(text: str, section: str) -> set[tuple[str, ...]]:
+    """The cells of a section's table, without their tags."""
+    body = text.partition(f'<section id="{section}">')[2].partition("</section>")[0].partition("<tbody>")[2]
+    cells = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in body.split("</tr>"))
+    return {tuple(re.sub(r"<[^>]+>", "", cell).strip() for cell in row) for row in cells if row}
+
+
+def test_two_versions_are_chosen_on_the_models_page_and_compared_without_javascript(world: World) -> None:
+    with world.browser(OWNER) as browser:
+        form = browser.get(f"/models/{CHANGING}").text.split(f'action="/models/{CHANGING}/compare"')[1]
+        assert re.findall(r'value="(\d)" selected', form) == ["1", "2"]
+        text = browser.get(f"/models/{CHANGING}/compare?old=1&new=2").text
+        assert _rows(text, "files") == {
+            ("m.safetensors", "changed", *[f"{len(each['m.safetensors'])} B" for each in (BEFORE, AFTER)]),
+            ("new.txt", "added", "", "3 B"),
+            ("old&amp;amp.txt", "removed", "1 B", ""),
+        }
+        assert _rows(text, "tensors") == {
+            ("fresh", "added", "", "F32 [3]"),
+            ("gone", "removed", "F32 [1]", ""),
+            ("wide", "changed", "F32 [2, 2]", "F32 [4, 2]"),
+        }
+        assert ("Licence", "not stated", "MIT changed") in _rows(text, "about")
+        assert "1 added, 1 removed, 1 changed, 1 the same" in text
+        same = browser.get(f"/models/{CHANGING}/compare?old=2&new=2").text
+        assert "byte for byte" in same and "changed</span>" not in same
+
+
+def test_tensors_are_compared_for_who_may_pull_both_versions(world: World) -> None:
+    with world.browser(FIRM) as firm:
+        text = firm.get(f"/models/{CHANGING}/compare").text
+        assert "new.txt" in text and "fresh" not in text and "may pull both versions" in text
+        assert firm.get(f"/models/{SECRET}/compare").status_code == 404
+
+
+def test_headers_too_long_for_a_page_are_named_and_not_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.services.differences.READ_BYTES", 16)
+    with world.browser(OWNER) as browser:
+        text = browser.get(f"/models/{CHANGING}/compare").text
+    assert "Not read here" in text and "1: m.safetensors; 2: m.safetensors" in text and "fresh" not in text
 
 
 def test_a_runs_page_has_every_figure_without_javascript(world: World) -> None:
