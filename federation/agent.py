@@ -511,7 +511,7 @@ class Agent:
 
     def _refuse(self, order: Order, error: FedhubError) -> OrderReply:
         """A signed no, in the ledger and, when the hub is there, in the log; unsigned without a key."""
-        self._log.line(error)
+        self._log.line(error, order.id)
         kept = self._ledger.refusal(order.id, error.code)
         if kept is None:
             members = {"order": order.id, "plan": order.plan, "round": order.round, "code": error.code}

@@ -47,7 +47,7 @@ class SiteLog:
     def __init__(self, home: Home, say: Say | None = None) -> None:
         self._path = home.site / "trouble.json"
         self._say = say or _to_stderr
-        self._last = ""
+        self._last = "", ""
 
     def tell(self, error: FedhubError) -> None:
         """Say a trouble, once while it lasts, and remember it."""
@@ -57,16 +57,16 @@ class SiteLog:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(self._path, json.dumps(trouble).encode())
 
-    def line(self, error: FedhubError) -> None:
-        """Say an error, unless it was the last thing said."""
+    def line(self, error: FedhubError, about: str = "") -> None:
+        """Say an error, unless it was the last thing said, of the same order."""
         line = log_line(error.code, error.message)
-        if line != self._last:
-            self._last = line
+        if (line, about) != self._last:
+            self._last = line, about
             self._say(line)
 
     def over(self) -> None:
         """What was in the way is gone."""
-        self._last = ""
+        self._last = "", ""
         self._path.unlink(missing_ok=True)
 
     def newest(self) -> Trouble | None:
