@@ -36,6 +36,8 @@ PAGE = 100
 VERSIONS_PAGE = 1000
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _FILTER = re.compile(r"""\s*name\s*(=|(?i:i?like))\s*(?:'([^'"]*)'|"([^'"]*)")\s*""")
+# Clients add it to every search of models, since MLflow keeps prompts as models too; here are none.
+_NO_PROMPTS = re.compile(r"(?:\s+(?i:and)\s+|\s*)tag\.`mlflow\.prompt\.is_prompt`\s*!=\s*'true'\s*$")
 _CODES = {
     400: "INVALID_PARAMETER_VALUE",
     401: "UNAUTHENTICATED",
@@ -244,6 +246,7 @@ def _number(text: str) -> int:
 
 def _wanted(text: str) -> tuple[str, str] | None:
     """Operator and operand of a filter; None: no filter."""
+    text = _NO_PROMPTS.sub("", text)
     if not text.strip():
         return None
     match = _FILTER.fullmatch(text)
