@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Door, OnlyFor
+from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Direct, Door, OnlyFor
 from federation.flower.quiet import keep_quiet
 from federation.flower.tls import FleetTls, make_fleet_tls
 from federation.lifeline import die_with
@@ -50,6 +50,21 @@ _CONCERNS = {
     "ControlAuthenticationMiddleware": "/v1/control/",
     "NodeAuthMiddleware": "/v1/fleet/",
 }
+# The calls that a round makes for each site; their answers are small and whole.
+_OFTEN = frozenset(
+    f"/v1/{api}/{call}"
+    for api in ("fleet", "runtime")
+    for call in (
+        "push-messages",
+        "push-object",
+        "pull-messages",
+        "pull-object",
+        "confirm-message-received",
+        "send-node-heartbeat",
+        "send-task-heartbeat",
+        "get-nodes",
+    )
+)
 # These do nothing without the plugins of Flower's paid edition, which are never given.
 _IDLE = ("ControlLicenseMiddleware", "ControlEventLogMiddleware", "FleetEventLogMiddleware")
 
@@ -227,8 +242,18 @@ def _application(token: str) -> tuple[Any, Any]:
     )
     app = create_app(config, SuperLinkLifespan)
     kept = [one for one in app.user_middleware if _name(one) not in _IDLE]
-    app.user_middleware = [_narrowed(one) for one in kept]
+    app.user_middleware = [_narrowed(_direct(one)) for one in kept]
     return app, app.state.linkstate_factory
+
+
+def _direct(middleware: Any) -> Any:
+    """The same middleware, run as a plain call on the paths that a round asks for again and again."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    if not issubclass(middleware.cls, BaseHTTPMiddleware):
+        return middleware
+    return Middleware(Direct, paths=_OFTEN, middleware=middleware.cls, options=middleware.kwargs)
 
 
 def _narrowed(middleware: Any) -> Any:
@@ -242,7 +267,8 @@ def _narrowed(middleware: Any) -> Any:
 
 
 def _name(middleware: Any) -> str:
-    return str(middleware.cls.__name__)
+    """Name of flwr's middleware, also where it is wrapped already."""
+    return str(middleware.kwargs.get("middleware", middleware.cls).__name__)
 
 
 def _hub_token(token: str) -> Any:

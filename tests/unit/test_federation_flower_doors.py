@@ -5,9 +5,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
 from federation.flower import doors
-from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Door, OnlyFor
+from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Direct, Door, OnlyFor
 
 Sent = list[dict[str, Any]]
 POLL, PUSH, WHO = "/v1/fleet/pull-messages", "/v1/runtime/push-messages", b"who"
@@ -346,5 +349,44 @@ def test_a_narrowed_middleware_is_asked_only_about_its_own_paths() -> None:
         await ask(app, scope("/v1/control/start-run"))
         await ask(app, scope("/v1/fleet/x"))
         assert seen == [("m", "/v1/control/start-run")]
+
+    run(work)
+
+
+# --- middlewares as plain calls -----------------------------------------------------------------------------
+
+
+class Stamp(BaseHTTPMiddleware):
+    """Reads the body, lets the application answer, and adds a header."""
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        assert await request.body() == b"asked"
+        request.state.stamped = True
+        response = await call_next(request)
+        response.headers["x-stamp"] = "1"
+        return response
+
+
+@pytest.mark.parametrize("paths", [frozenset({POLL}), frozenset[str]()], ids=["direct", "as it comes"])
+def test_a_middleware_does_the_same_whether_it_is_called_plainly_or_not(paths: frozenset[str]) -> None:
+    async def work() -> None:
+        app = Application()
+        app.status, app.answers[POLL] = 201, b"answer"
+        sent = await ask(Direct(app, paths=paths, middleware=Stamp, options={}), scope(POLL), b"asked")
+        assert app.bodies == [b"asked"]
+        assert status(sent) == 201 and (b"x-stamp", b"1") in sent[0]["headers"]
+        assert b"".join(part["body"] for part in sent[1:]) == b"answer"
+
+    run(work)
+
+
+def test_what_the_application_raises_passes_a_middleware_that_is_called_plainly() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError("inside")
+
+    async def work() -> None:
+        door = Direct(broken, paths=frozenset({POLL}), middleware=Stamp, options={})
+        with pytest.raises(LookupError, match="inside"):
+            await ask(door, scope(POLL), b"asked")
 
     run(work)
