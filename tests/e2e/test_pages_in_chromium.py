@@ -30,6 +30,7 @@ from tests.alliances import (
     open_alliance,
     weights,
 )
+from tests.integration.test_hub_services_figures import told
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
 
@@ -362,3 +363,32 @@ def _picture(page: Page, name: str) -> None:
     folder = os.environ.get("FEDHUB_TEST_SCREENSHOTS")
     if folder:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("language", "heading", "verdicts"),
+    [
+        ("en", "What it brought each site", ["gain", "no clear difference", "too few rows"]),
+        ("zh", "给各站点带来了什么", ["增益", "无明显差异", "行数太少"]),
+    ],
+)
+def test_the_benefit_report_fits_a_phone_and_is_whole_without_javascript(
+    served: Served, tmp_path: Path, language: str, heading: str, verdicts: list[str]
+) -> None:
+    one = told(served.alliance, f"benefit-{language}")
+    one.harmonised()
+    last = one.close_round(1, digest(BASE))
+    one.measured(LABS[0], last, 400, federated="0.9500", local="0.8000", majority="0.5000")
+    one.measured(LABS[1], last, 40, federated="0.9500", local="0.9000", majority="0.5000")
+    one.measured(LABS[2], last, 0)
+    with browsing(served, tmp_path, java_script_enabled=False, **SIZES["phone"]) as browser:
+        page = browser.open(f"/runs/{one.journey.id}?lang={language}")
+        expect(page.locator("#benefit h2")).to_have_text(heading)
+        expect(page.locator("#benefit .pill")).to_have_text(verdicts)
+        expect(page.locator("#benefit svg.span")).to_have_count(6)
+        page.locator("#joint > summary").click()
+        expect(page.locator("#joint tbody tr")).to_have_count(2)
+    with browsing(served, tmp_path / "wide", **SIZES["phone"]) as browser:
+        page = browser.open(f"/runs/{one.journey.id}?lang={language}")
+        assert page.evaluate(STICKS_OUT) == []
+        _picture(page, f"run-benefit-{language}")
