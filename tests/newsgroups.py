@@ -28,7 +28,7 @@ LABS = {
 }
 LABELS = tuple(label for labels in LABS.values() for label in labels)
 MOST_WORDS = 100  # of a post that are kept; the recipe reads fewer tokens
-OWN, STRANGE, HELD_OUT = 52, 4, 80  # posts of a lab's own groups, of each other group; held out of each group
+OWN, STRANGE, HELD_OUT = 24, 2, 40  # posts of a lab's own groups, of each other group; held out of each group
 
 
 def fetch(folder: Path) -> Path:
