@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,11 +20,14 @@ import torch
 HUB_CLIENTS = {"0.36": "0.36.2", "1.10": "1.10.2", "newest": "2.4.0"}
 ENVIRONMENTS: dict[str, list[str]] = {
     **{f"hub-{name}": [f"huggingface_hub=={version}"] for name, version in HUB_CLIENTS.items()},
+    "mlflow": ["mlflow-skinny==3.17.2"],
+    "oras": ["oras==0.2.42"],
     "libraries": ["transformers==5.24.0", "datasets==5.2.0", "huggingface_hub==2.4.0", "pandas"],
 }
 # They ask for torch, which this project has: installed without what they ask for.
 WITHOUT_DEPENDENCIES = {"libraries": ["peft==0.21.2", "accelerate", "psutil"]}
 INSTALL_S = 600
+ORAS = "oras.land/oras/cmd/oras@v1.3.0"  # go install
 
 
 def folder() -> Path:
@@ -46,6 +50,14 @@ def python_of(name: str) -> Path:
         if not (place / ".made").exists():
             _make(place, name)
     return place / "bin" / "python"
+
+
+def oras_program() -> str:
+    """The ``oras`` command, on PATH or in Go's ``bin``."""
+    found = shutil.which("oras") or shutil.which(str(Path.home() / "go" / "bin" / "oras"))
+    if found is None:
+        pytest.skip(f"no oras command here: go install {ORAS}")
+    return found
 
 
 def _make(place: Path, name: str) -> None:
