@@ -10,8 +10,10 @@ import pytest
 import typer
 
 from hub.cli import GROUPS
+from storage.causes import table
 
 sys.path.insert(0, str(Path(__file__).parent))
+import faults_page
 from settings_page import PAGE, page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +22,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 def test_the_settings_page_is_the_settings() -> None:
     assert PAGE.read_text() == page(), "run: python tests/docs/settings_page.py"
+
+
+def test_the_faults_page_is_the_table_of_causes() -> None:
+    assert faults_page.PAGE.read_text() == faults_page.page(), "run: python tests/docs/faults_page.py"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -70,6 +76,17 @@ def test_every_command_of_a_page_exists_with_its_options(path: Path) -> None:
             assert command in known, f"{path.name}: fedhub {words}"
             used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line.split("#")[0]))
             assert used <= known[command], f"{path.name}: {line.strip()}"
+
+
+def test_every_next_step_names_commands_that_exist_with_their_options() -> None:
+    known = _commands()
+    for each in table().values():
+        for group, name, rest in re.findall(r"fedhub ([a-z]+)(?: ([a-z]+))?([^,;]*)", each.step):
+            if (group, name) in (("at", "the"), ("release", "that")):
+                continue  # the program's own name, in a sentence
+            command = f"{group} {name}" if f"{group} {name}" in known else group
+            assert command in known, f"{each.code}: fedhub {group} {name}"
+            assert set(re.findall(r"--[a-z-]+", rest)) <= known[command], f"{each.code}: {rest}"
 
 
 def test_every_make_target_of_a_page_exists() -> None:
