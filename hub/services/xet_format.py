@@ -76,14 +76,18 @@ class Xorb:
             self._index.append((offset + 8, packed, head[4], length))
             offset = end
 
+    def __len__(self) -> int:
+        """How many chunks it has."""
+        return len(self._index)
+
     def chunks(self, start: int, end: int) -> Iterator[bytes]:
         """The unpacked chunks from ``start`` up to but not including ``end``.
 
         Raises:
             Rejected: ``E_XET``; there are not so many, or one does not unpack to the length it says.
         """
-        if end > len(self._index):
-            raise _bad("xorb", f"has {len(self._index)} chunks, asked for {start} to {end}")
+        if end > len(self):
+            raise _bad("xorb", f"has {len(self)} chunks, asked for {start} to {end}")
         for offset, packed, scheme, length in self._index[start:end]:
             yield _unpack(self._data[offset : offset + packed], scheme, length)
 

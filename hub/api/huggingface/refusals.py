@@ -42,7 +42,7 @@ class StockRoute(APIRoute):
             except RequestValidationError as error:
                 first = error.errors()[0]
                 field = ".".join(str(step) for step in first["loc"] if step not in ("body", "query", "path"))
-                return said(400, None, f"{field or 'body'}: {first['msg']}")
+                return said(400, None, f"{field or 'body'}: {first['msg']}", "E_FIELD")
 
         return handle
 
