@@ -23,6 +23,7 @@ from tests.alliances import (
 )
 from tests.databases import DATABASES
 from tests.hubs import ORIGIN
+from tests.stock_http import Stock
 
 NAME = f"{OWNER}/released"
 
@@ -87,6 +88,15 @@ def release(alliance: AllianceInProcess, version: wire.ModelVersion) -> str:
     return alliance.say(OWNER, "release", [("manifest.json", version.asset_id)], members)
 
 
+def referrers(owner: Stock) -> tuple[str, set[str]]:
+    """The digest of version 1 as an OCI artifact, and the kinds of the bundles that prove it."""
+    manifest = str(owner.get(f"/v2/{NAME}/manifests/v1").headers["docker-content-digest"])
+    found = owner.get(f"/v2/{NAME}/referrers/{manifest}").json()["manifests"]
+    for one in found:
+        assert owner.get(f"/v2/{NAME}/manifests/{one['digest']}").json()["subject"]["digest"] == manifest
+    return manifest, {one["annotations"]["dev.fedhub.statement.kind"] for one in found}
+
+
 def test_release_shows_who_approved_it_until_it_is_withdrawn(alliance: AllianceInProcess) -> None:
     setting = Setting(alliance)
     journey, data = finish(setting)
@@ -101,6 +111,9 @@ def test_release_shows_who_approved_it_until_it_is_withdrawn(alliance: AllianceI
         assert (approvals.plan, approvals.needed, approvals.approved_by) == (journey.id, 1, [])
         assert (approvals.participants, approvals.release) == (sorted(LABS), None)
         assert not version.released and firm.releases() == []
+        stock = Stock.of(alliance, OWNER, "read")
+        artifact, proofs = referrers(stock)
+        assert proofs == {"oms", "asset", "provenance"}
 
         approve(alliance, LABS[1], version)
         assert firm.approvals(NAME, 1).approved_by == [LABS[1]]
@@ -108,6 +121,7 @@ def test_release_shows_who_approved_it_until_it_is_withdrawn(alliance: AllianceI
 
         statement = release(alliance, version)
         assert firm.version(NAME, 1).released and firm.approvals(NAME, 1).release == statement
+        assert referrers(stock) == (artifact, {*proofs, "release"})
         (listed,) = firm.releases()
         assert (listed.name, listed.version, listed.statement) == (NAME, 1, statement)
         assert (listed.approved_by, listed.plan) == ([LABS[1]], journey.id)
@@ -120,6 +134,7 @@ def test_release_shows_who_approved_it_until_it_is_withdrawn(alliance: AllianceI
         subject = [("release.sigstore.json", statement)]
         alliance.say(OWNER, "revocation", subject, {"target": "statement", "reason": "withdrawn"})
         assert firm.releases() == [] and not firm.version(NAME, 1).released
+        assert referrers(stock) == (artifact, proofs)
 
 
 def test_provenance_of_other_weights_is_refused_with_the_version(alliance: AllianceInProcess) -> None:
