@@ -15,8 +15,10 @@ from federation import agent as agent_module
 from federation import round_desk, training, transfer
 from federation.wire import SiteTrouble, WeightsLocation
 from hub.services import runs
-from hub.tables import PlanRow, RunRow
+from hub.supervisor import Expiry
+from hub.tables import AttemptRow, PlanRow, RunRow
 from storage.causes import cause_of
+from storage.errors import Unchecked
 from tests.alliances import OWNER, Journey
 from tests.fault_stage import TROUBLED, Stage, open_stage
 from tests.round_hub import PARAMETERS
@@ -402,3 +404,98 @@ def test_nobody_tells_troubles_of_another_institution(mended: Stage) -> None:
         told = {"name": "main", "code": "E_DNS", "message": "x"}
         assert http.post("/api/v1/sites/trouble", json=told).status_code == 401
     cancelled(mended, journey)
+
+
+# --- no run waits past its deadline -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["starting", "running"])
+@pytest.mark.parametrize("attempt", ["none", "starting", "running", "leaving", "ended"])
+@pytest.mark.parametrize("superlink", ["answers", "away", "says nothing of the run", "forgot the run"])
+def test_no_state_of_a_run_outlives_its_deadline(
+    mended: Stage, monkeypatch: pytest.MonkeyPatch, state: str, attempt: str, superlink: str
+) -> None:
+    """Every waiting state, silent and beating: past the plan's end the run is over, by a name of the table."""
+    journey = mended.plan()
+    hub, control = mended.alliance.hub, mended.alliance.control
+    with hub.database.session_scope() as session:
+        run = session.get_one(RunRow, journey.id)
+        run.state = state
+        row = session.get_one(AttemptRow, (journey.id, run.attempt))
+        if attempt == "none":
+            run.attempt = 0
+            session.delete(row)
+        else:
+            row.state = attempt
+            session.add(row)
+        session.add(run)
+        plan = session.get_one(PlanRow, journey.id)
+        plan.expires_at = hub.ledger.now() - 1
+        session.add(plan)
+    if superlink == "away":
+        control.away = True
+    elif superlink == "forgot the run":
+        control.runs.clear()
+    elif superlink == "says nothing of the run":
+        monkeypatch.setattr(control, "status", _no_word)
+    try:
+        supervisor = journey.supervise()
+        supervisor.look()
+        supervisor.release()
+    finally:
+        control.away = False
+    ended = journey.run()
+    assert ended.state == "stopped" and ended.error is not None and ended.ended_at is not None
+    assert ended.error.code == "E_PLAN_EXPIRED" and ended.error.owner == "plan owner"
+
+
+def _no_word(run_id: str) -> Any:
+    raise Unchecked("E_SUPERLINK_AWAY", "SuperLink does not say")
+
+
+@pytest.mark.parametrize(
+    ("heard", "beats", "why"),
+    [
+        (None, False, "asked for no work"),
+        (0, True, "was silent"),
+        (0, False, "opened no round"),
+    ],
+)
+@pytest.mark.parametrize("word", [True, False])
+def test_no_attempt_outlives_its_own_deadline_whether_superlink_speaks_of_it_or_not(
+    mended: Stage, monkeypatch: pytest.MonkeyPatch, heard: int | None, beats: bool, why: str, word: bool
+) -> None:
+    journey = mended.plan()
+    supervisor = journey.supervise()
+    hub = mended.alliance.hub
+    with hub.database.session_scope() as session:
+        row = session.get_one(AttemptRow, (journey.id, 1))
+        row.started_at, row.heard_at, row.beats = 1, heard, beats
+        row.state = "starting" if heard is None else "running"
+        session.add(row)
+    supervisor._began = 0
+    if not word:
+        monkeypatch.setattr(mended.alliance.control, "status", _no_word)
+    supervisor.look()
+    supervisor.release()
+    assert why in _reasons(mended, journey)[-1]
+    cancelled(mended, journey)
+
+
+def _reasons(stage: Stage, journey: Journey) -> list[str]:
+    with stage.alliance.as_(OWNER) as owner:
+        return [str(each.data["reason"]) for each in owner.events(journey.id) if each.kind == "attempt.ended"]
+
+
+def test_a_hub_without_superlink_ends_the_runs_that_it_once_began(mended: Stage) -> None:
+    journey = mended.plan()
+    hub = mended.alliance.hub
+    with hub.database.session_scope() as session:
+        plan = session.get_one(PlanRow, journey.id)
+        plan.expires_at = 1
+        session.add(plan)
+    worker = Expiry(hub)
+    worker.look()
+    worker.release()
+    error = journey.run().error
+    assert error is not None and error.code == "E_PLAN_EXPIRED"
