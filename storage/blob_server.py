@@ -4,8 +4,8 @@ It follows the rules that an S3 server follows for signed requests, so that the 
 which store stands behind: a PUT is visible only when every byte has come and has the digest that was
 signed; otherwise the answer is 400 (other bytes), 403 (signature, expiry), 404 (unknown object or upload)
 or 412 (exists, where ``If-None-Match: *`` asks). Objects go to the disk a few seconds after they have come,
-or when the hub asks (``FolderStore.sync``): most updates of a run are gone by then. It knows no accounts, lists nothing and deletes nothing: the
-hub does those through ``FolderStore`` on the same folder.
+or when the hub asks (``FolderStore.sync``): most updates of a run are gone by then. It knows no accounts,
+lists nothing and deletes nothing: the hub does those through ``FolderStore`` on the same folder.
 
 Run as a process of its own: ``python -m storage.blob_server --root DIR``. It prints one JSON line once it
 listens. Reading order: ``Visit.handle``, ``Visit._put``, ``Visit._get``, ``serve``.
