@@ -68,14 +68,14 @@ class Live:
         given = {"PATH": os.environ["PATH"], "HOME": str(home), "NO_PROXY": "*", **variables}
         return subprocess.run(command, env=given, capture_output=True, text=True, timeout=RUN_S, cwd=home)
 
-    def mlflow(self, model: str, *uris: str, token: str | None) -> dict[str, Any]:
+    def mlflow(self, *asked: tuple[str | None, str, list[str]]) -> list[dict[str, Any]]:
+        """What a process sees of (token, model, URIs), one after the other."""
         home = self.place()
         variables = {"MLFLOW_TRACKING_URI": f"http://{self.address}", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        variables |= {} if token is None else {"MLFLOW_TRACKING_TOKEN": token}
         script = [str(python_of("mlflow")), str(CLIENTS / "mlflow_client.py")]
-        done = self.call([*script, str(home / "got"), model, *uris], home, **variables)
+        done = self.call([*script, str(home / "got"), json.dumps(asked)], home, **variables)
         assert done.returncode == 0, done.stderr[-3000:]
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        said: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
         return said
 
     def oras(self, *arguments: str, token: str | None) -> subprocess.CompletedProcess[str]:
@@ -146,7 +146,7 @@ def test_mlflow_finds_and_downloads_a_granted_version_and_its_token_stays_with_t
         f"models:/{OWNER}--gated/1/sub",
     ]
     before, downloads = live.downloads.with_credentials, len(live.downloads.seen)
-    seen = live.mlflow(name, *uris, token=live.token(FIRM))
+    (seen,) = live.mlflow((live.token(FIRM), name, uris))
     assert seen["version"] == "3.17.2"
     model = seen["model"]
     assert isinstance(model, dict), model
@@ -168,7 +168,12 @@ def test_mlflow_says_by_its_own_errors_who_may_not_read(live: Live) -> None:
     uris = {
         name: f"models:/{OWNER}.{name}/1" for name in ("gated", "open", "hidden", "over", "withdrawn", "no")
     }
-    firm = live.mlflow(f"{OWNER}.hidden", *uris.values(), token=live.token(FIRM))
+    firm, lab, nobody, wrong = live.mlflow(
+        (live.token(FIRM), f"{OWNER}.hidden", list(uris.values())),
+        (live.token(LABS[0]), f"{OWNER}.gated", [uris["gated"]]),
+        (None, f"{OWNER}.gated", [uris["open"], uris["gated"]]),
+        (WRONG, f"{OWNER}.open", [uris["open"]]),
+    )
     assert firm["model"][0] == "RESOURCE_DOES_NOT_EXIST"
     assert {p: d for p, d in firm["fetched"][uris["open"]].items() if p not in PROOFS} == DIGESTS
     for name in ("over", "withdrawn"):
@@ -177,16 +182,13 @@ def test_mlflow_says_by_its_own_errors_who_may_not_read(live: Live) -> None:
         )
     for name in ("hidden", "no"):
         assert firm["fetched"][uris[name]][0] == "RESOURCE_DOES_NOT_EXIST"
-    lab = live.mlflow(f"{OWNER}.gated", uris["gated"], token=live.token(LABS[0]))
     assert lab["model"]["versions"] == [1]
     assert "403" in str(lab["fetched"][uris["gated"]]) or "PERMISSION_DENIED" in str(
         lab["fetched"][uris["gated"]]
     )
-    nobody = live.mlflow(f"{OWNER}.gated", uris["open"], uris["gated"], token=None)
     assert nobody["model"][0] == "UNAUTHENTICATED"
     assert set(nobody["fetched"][uris["open"]]) == {*DIGESTS, *PROOFS}
     assert nobody["fetched"][uris["gated"]][0] == "UNAUTHENTICATED"
-    wrong = live.mlflow(f"{OWNER}.open", uris["open"], token=WRONG)
     assert wrong["model"][0] == wrong["fetched"][uris["open"]][0] == "UNAUTHENTICATED"
 
 

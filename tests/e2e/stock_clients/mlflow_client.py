@@ -1,11 +1,12 @@
 """Run by a stock client's own Python: what ``mlflow-skinny`` sees of the hub in ``MLFLOW_TRACKING_URI``.
 
-``python mlflow_client.py FOLDER MODEL URI…`` prints one JSON object: what the registry says of MODEL, and for each URI the
-digests of the files that came, or the error. Nothing of the product is imported.
+``python mlflow_client.py FOLDER [[TOKEN, MODEL, [URI…]]…]`` prints JSON, for each token: what the registry says of MODEL, and
+for each URI the digests of the files that came, or the error. Nothing of the product is imported.
 """
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,8 +33,7 @@ def fetch(uri: str, folder: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def main() -> None:
-    folder, model, uris = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def look(model: str, uris: list[str], folder: Path) -> dict:
     client = mlflow.MlflowClient()
 
     def registered():
@@ -51,7 +51,17 @@ def main() -> None:
 
     seen = {"version": mlflow.__version__, "model": attempt(registered)}
     seen["fetched"] = {uri: attempt(fetch, uri, folder / str(n)) for n, uri in enumerate(uris)}
-    print(json.dumps(seen))
+    return seen
+
+
+def main() -> None:
+    folder, told = Path(sys.argv[1]), []
+    for number, (token, model, uris) in enumerate(json.loads(sys.argv[2])):
+        os.environ.pop("MLFLOW_TRACKING_TOKEN", None)
+        if token is not None:
+            os.environ["MLFLOW_TRACKING_TOKEN"] = token
+        told.append(look(model, uris, folder / str(number)))
+    print(json.dumps(told))
 
 
 main()
