@@ -9,6 +9,7 @@ with it.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -201,6 +202,8 @@ def _confine(work: Path) -> None:
     readable = (*system_paths(), Path("/etc/hosts"), Path("/etc/resolv.conf"), Path("/etc/nsswitch.conf"))
     write = (work, Path(os.devnull))
     confine(Bounds(readable, write, memory=FOREIGN_BYTES, file_size=FOREIGN_BYTES, network=True))
+    # Modes and times cannot be set any more, and flwr copies them as it installs a bundle.
+    shutil.copystat = lambda *_paths, **_options: None
 
 
 if __name__ == "__main__":
