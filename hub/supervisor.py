@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from hub.background import Background, Housekeeper, Lease, Worker, new_holder
 from hub.context import Hub, NodeRegistry
-from hub.services import events, plans, rounds, runs, uploads
+from hub.services import events, plans, rounds, run_ends, runs, uploads
 from hub.services.events import Kind
 from hub.tables import ACTIVE_RUNS, AttemptRow, PlanRow, RunRow, SiteRow
 from storage.encoding import format_time, parse_time
@@ -185,8 +185,8 @@ class Supervisor:
                 return
             attempt = session.get(AttemptRow, (plan_id, run.attempt))
             plan = session.get_one(PlanRow, plan_id)
-            refusals = rounds.new_refusals(self._hub, session, plan_id)
-            done = rounds.is_done(self._hub, session, plan_id)
+            refusals = run_ends.new_refusals(self._hub, session, plan_id)
+            done = run_ends.is_done(self._hub, session, plan_id)
         for refusal in refusals:
             self._say(plan_id, Kind.SITE_REFUSED, refusal)
         if self._hub.ledger.now() >= plan.expires_at:

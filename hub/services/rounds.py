@@ -31,7 +31,6 @@ from storage.training_record import NEEDED_ACTION
 DEADLINE_SLACK_S = 60
 MAX_METRICS = 64
 REASON_LIMIT = 2000
-REPORT_ATTEMPTS = 1  # attempts that may fail before a run ends without its report
 
 
 # --- work -----------------------------------------------------------------------------------------------
@@ -70,21 +69,6 @@ def last_round(session: Session, plan_id: str) -> RoundRow | None:
     """The last closed round, or None."""
     query = select(RoundRow).where(RoundRow.plan == plan_id).order_by(col(RoundRow.round).desc())
     return session.exec(query.limit(1)).first()
-
-
-def is_done(hub: Hub, session: Session, plan_id: str) -> bool:
-    """Whether all rounds of the plan are closed, and the sites were asked for the report that it promises."""
-    with hub.ledger.evidence(session) as evidence:
-        plan = evidence.get(plan_id)
-    last = last_round(session, plan_id)
-    if plan is None or last is None or last.round < plan.says["rounds"]:
-        return False
-    if not plans.load(hub, session, plan_id)[2].config.report:
-        return True
-    # An attempt that died before the sites told what the run brought them is followed by one more, not many.
-    run = session.get(RunRow, plan_id)
-    told = events.newest(session, plan_id, Kind.EVALUATED) is not None
-    return told or run is None or run.failures > REPORT_ATTEMPTS
 
 
 def _agreed(hub: Hub, session: Session, entry: Entry, action: str) -> list[Answer]:
@@ -493,22 +477,3 @@ def end(hub: Hub, session: Session, actor: Actor, plan_id: str, told: wire.RunEn
         reason = f"{why}\n{kept} Go on with: fedhub run resume {plan_id[:12]}"
     runs.close(hub, session, run, told.state, reason)
     return runs.describe(hub, session, run)
-
-
-def new_refusals(hub: Hub, session: Session, plan_id: str) -> list[dict[str, events.Value]]:
-    """What the events do not tell yet of the signed refusals of a run's sites, in log order."""
-    with hub.ledger.evidence(session) as evidence:
-        logged = evidence.find("refusal", plan=plan_id)
-    if not logged:
-        return []
-    told = {event.data.get("statement") for event in events.of_kind(session, plan_id, Kind.SITE_REFUSED)}
-    return [
-        {
-            "institution": entry.institution,
-            "round": entry.says["round"],
-            "code": entry.says["code"],
-            "statement": entry.id,
-        }
-        for entry in logged
-        if entry.id not in told
-    ]

@@ -244,7 +244,7 @@ def test_the_report_says_gain_loss_and_neither_and_is_made_again_from_receipts(
             lie = found.model_copy(
                 update={"sites": [found.sites[0].model_copy(update=change), *found.sites[1:]]}
             )
-            with pytest.raises(Rejected, match="E_REPORT|E_ISSUER"):
+            with pytest.raises(Rejected, match=r"E_REPORT|E_ISSUER"):
                 check_report(home, owner, plan, lie)
             with pytest.raises(Rejected, match="E_REPORT"):
                 check_with_statements(papers, lie)
@@ -277,7 +277,7 @@ def test_the_runs_page_shows_the_report_in_both_languages(
 
 
 def test_a_run_without_its_report_is_asked_once_more_and_then_done(alliance: AllianceInProcess) -> None:
-    from hub.services import rounds
+    from hub.services import run_ends
 
     one = told(alliance, "attempts")
     one.harmonised()
@@ -285,7 +285,7 @@ def test_a_run_without_its_report_is_asked_once_more_and_then_done(alliance: All
 
     def done() -> bool:
         with alliance.hub.database.session_scope(write=False) as session:
-            return rounds.is_done(alliance.hub, session, one.journey.id)
+            return run_ends.is_done(alliance.hub, session, one.journey.id)
 
     assert not done()
     event = wire.EventReport(attempt=1, kind="round.evaluated", data={"round": 1, "sites": 0})
