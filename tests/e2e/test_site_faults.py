@@ -7,7 +7,6 @@ import datetime
 import html
 import io
 import ipaddress
-import json
 import os
 import signal
 import socket
@@ -31,6 +30,7 @@ from cryptography.x509.oid import NameOID
 from federation import connection, reaching
 from federation.home import Home
 from federation.reaching import check_skew, explain
+from federation.site_log import SiteLog
 from federation.supervisor import run_site
 from hub.cli import dispatch
 from hub.terminal import Terminal
@@ -189,6 +189,12 @@ def command(home: Home, *words: str) -> tuple[Exit, Any, str]:
     return code, terminal.answer or terminal.problem, terminal.err.getvalue()
 
 
+def newest(home: Home) -> str:
+    """Code of the trouble that lasts."""
+    trouble = SiteLog(home).newest()
+    return "" if trouble is None else trouble.code
+
+
 def told_everywhere(served: Served, home: Home, log: list[str], code: str) -> None:
     """The fault is named by log, status, API, command line and page, with the same words."""
     found = cause_of(code)
@@ -259,8 +265,7 @@ def test_a_node_that_is_refused_and_an_agent_that_is_killed_are_told_alike_every
         home = served.home(f"127.0.0.1:{port}", served.authority.pem)
         with site(home) as log:
             # The child's own lines go to its standard error; the trouble it noted is what the supervisor tells.
-            wait_for(lambda: (home.site / "trouble.json").exists(), "the refusal", 60)
-            assert json.loads((home.site / "trouble.json").read_text())["code"] == "E_NODE_REFUSED"
+            wait_for(lambda: newest(home) == "E_NODE_REFUSED", "the refusal", 60)
             started = [line for line in log if "runs as process" in line][-1]
             os.kill(int(started.rsplit(" ", 1)[1]), signal.SIGKILL)
             told_everywhere(served, home, log, "E_AGENT_DIED")

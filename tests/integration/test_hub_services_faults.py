@@ -1,6 +1,7 @@
 """Every stop says why: the same cause, owner and next step in API, command line, run page and the site's own log."""
 
 import html
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -409,44 +410,49 @@ def test_nobody_tells_troubles_of_another_institution(mended: Stage) -> None:
 # --- no run waits past its deadline -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["starting", "running"])
-@pytest.mark.parametrize("attempt", ["none", "starting", "running", "leaving", "ended"])
-@pytest.mark.parametrize("superlink", ["answers", "away", "says nothing of the run", "forgot the run"])
-def test_no_state_of_a_run_outlives_its_deadline(
-    mended: Stage, monkeypatch: pytest.MonkeyPatch, state: str, attempt: str, superlink: str
-) -> None:
-    """Every waiting state, silent and beating: past the plan's end the run is over, by a name of the table."""
-    journey = mended.plan()
-    hub, control = mended.alliance.hub, mended.alliance.control
-    with hub.database.session_scope() as session:
+STATES = ("starting", "running")
+ATTEMPTS = ("starting", "running", "leaving", "ended", "none")
+SUPERLINK = ("answers", "away", "says nothing of the run", "forgot the run")
+
+
+def test_no_state_of_a_run_outlives_its_deadline(mended: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every waiting state, whatever SuperLink does: past the plan's end the run is over, by a name of the table."""
+    journey, control = mended.plan(), mended.alliance.control
+    flower = dict(control.runs)
+    supervisor = journey.supervise()
+    for state, superlink, attempt in itertools.product(STATES, SUPERLINK, ATTEMPTS):
+        _wait_in(mended, journey, state, attempt)
+        control.away = superlink == "away"
+        control.runs = {} if superlink == "forgot the run" else dict(flower)
+        with monkeypatch.context() as patch:
+            if superlink == "says nothing of the run":
+                patch.setattr(control, "status", _no_word)
+            supervisor.look()
+        control.away = False
+        ended = journey.run()
+        assert ended.state == "stopped" and ended.error is not None, (state, attempt, superlink)
+        assert (ended.error.code, ended.error.owner) == ("E_PLAN_EXPIRED", "plan owner")
+    supervisor.release()
+
+
+def _wait_in(stage: Stage, journey: Journey, state: str, attempt: str) -> None:
+    """Put a run, whose plan is over, into a state that waits."""
+    with stage.alliance.hub.database.session_scope() as session:
         run = session.get_one(RunRow, journey.id)
-        run.state = state
-        row = session.get_one(AttemptRow, (journey.id, run.attempt))
+        run.state, run.reason, run.ended_at, run.attempt = state, None, None, 1
+        row = session.get(AttemptRow, (journey.id, 1))
         if attempt == "none":
             run.attempt = 0
             session.delete(row)
         else:
-            row.state = attempt
+            assert row is not None or attempt == ATTEMPTS[0]
+            row = row or AttemptRow(plan=journey.id, number=1, state=attempt, first_round=1, started_at=1)
+            row.state, row.ended_at = attempt, None
             session.add(row)
         session.add(run)
         plan = session.get_one(PlanRow, journey.id)
-        plan.expires_at = hub.ledger.now() - 1
+        plan.expires_at = 1
         session.add(plan)
-    if superlink == "away":
-        control.away = True
-    elif superlink == "forgot the run":
-        control.runs.clear()
-    elif superlink == "says nothing of the run":
-        monkeypatch.setattr(control, "status", _no_word)
-    try:
-        supervisor = journey.supervise()
-        supervisor.look()
-        supervisor.release()
-    finally:
-        control.away = False
-    ended = journey.run()
-    assert ended.state == "stopped" and ended.error is not None and ended.ended_at is not None
-    assert ended.error.code == "E_PLAN_EXPIRED" and ended.error.owner == "plan owner"
 
 
 def _no_word(run_id: str) -> Any:
