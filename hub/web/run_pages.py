@@ -85,8 +85,10 @@ def run_part(request: Request, hub: HubHere, session: ReadSession, actor: Visito
 
 @dataclass(frozen=True)
 class Setting:
-    """What the plan's config.json says that a watcher wants to know."""
+    """What the plan's config.json says that a watcher wants to know; ``app``: digest of a lab's own code."""
 
+    code: str
+    app: str | None
     strategy: str
     quorum: int
     deadline: int
@@ -95,7 +97,14 @@ class Setting:
 
 def _setting(plan: wire.Plan) -> Setting:
     config = read_config(base64.b64decode(plan.config))
-    return Setting(config.strategy, config.quorum, config.round_deadline_s, config.compression)
+    return Setting(
+        code=config.recipe if config.app is None else f"app, {config.app.size:,} B",
+        app=None if config.app is None else config.app.sha256,
+        strategy=config.strategy,
+        quorum=config.quorum,
+        deadline=config.round_deadline_s,
+        compression=config.compression,
+    )
 
 
 def _base(hub: Hub, session: ReadSession, actor: Actor, plan: wire.Plan) -> dossiers.Relative:
