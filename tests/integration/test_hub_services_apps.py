@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from federation.app_terms import APP_FILE, AppTerms
+from federation.deciding import read_checked_plan
 from federation.plan import make_config, read_config
-from federation.planning import fetch_app, push_app
+from federation.planning import Terms, check_draft, draft_plan, fetch_app, push_app, read_draft, submit_draft
 from hub.services import garbage
 from hub.tables import BlobRow
 from storage.encoding import sha256_hex, unb64
@@ -127,3 +128,34 @@ def test_the_sweep_keeps_an_app_that_a_plan_names_and_no_other(setting: Setting)
         assert session.get(BlobRow, sha256_hex(named)) is not None
         assert session.get(BlobRow, sha256_hex(spare)) is None
     assert setting.fetch(named, LABS[1]) == named
+
+
+def test_an_owner_drafts_and_submits_a_plan_of_an_app_and_a_lab_consents_to_its_digest(
+    setting: Setting, tmp_path: Path
+) -> None:
+    app = app_of("seven")
+    owner, lab = setting.alliance.homes[OWNER], setting.alliance.homes[LABS[0]]
+    terms = Terms(
+        participants=[setting.datasets[name] for name in LABS[:2]],
+        rounds=2,
+        parameters={"rate": "0.25", "loud": "true"},
+        app=app,
+    )
+    with setting.alliance.as_(OWNER) as client:
+        named = f"{setting.base.name}@{setting.base.version}"
+        draft = draft_plan(client, tmp_path / "draft", named, terms)
+        assert {path.name for path in (tmp_path / "draft").iterdir()} == {
+            "plan.json",
+            "app.fab",
+            "config.json",
+        }
+        plan = submit_draft(owner, client, draft)
+    named_app = read_config(unb64(plan.config)).app
+    assert named_app is not None and dict(named_app.parameters) == {"rate": "0.25", "loud": True}
+    lab.pin(OWNER, owner.ring.pin)
+    with setting.alliance.as_(LABS[0]) as client:
+        checked, _ = read_checked_plan(lab, client, plan.id)
+        assert checked.code == sha256_hex(app)
+    altered = tmp_path / "draft" / "app.fab"
+    altered.write_bytes(app_of("eight"))
+    refused("E_PLAN", check_draft, owner, read_draft(tmp_path / "draft"))
