@@ -16,8 +16,8 @@ from federation.deciding import read_checked_plan, read_signed
 from federation.home import Home, LocalDataset
 from federation.ledger import SiteLedger
 from federation.plan import TrainingPlan
-from federation.site_policy import read_policy
 from federation.site_bases import base_folders
+from federation.site_policy import read_policy
 from storage.errors import Refused, Rejected
 from storage.manifests import build_manifest, read_manifest
 from storage.signing import open_envelope

@@ -1,6 +1,7 @@
 """``fedhub audit``: evidence to take away, and the log's own words."""
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -108,6 +109,38 @@ def recompute(
             else []
         ),
         *table(("round", "updates", "bytes", "aggregate", "seconds"), rows),
+    )
+
+
+@app.command("report", cls=Command)
+def report(
+    ctx: typer.Context,
+    saved: Annotated[Path, typer.Argument(metavar="REPORT", help="As saved from fedhub --json run report.")],
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="Folder that a pack was written to.")],
+    trust: Annotated[Path, typer.Option(help="Your own trust.json; never one that came with the pack.")],
+) -> Exit:
+    """Check a saved benefit report against a pack, offline: the pack is verified, then each row made again.
+
+    Every row must be what the figures say that the site's receipt in the pack names by digest.
+    """
+    from federation.benefit import check_with_statements, read_saved
+    from hub.commands.verify import read_trust
+    from storage.pack_files import PackFolder
+    from storage.signing import open_envelope
+    from storage.statements import read_statement
+    from storage.verify import examine
+
+    terminal = terminal_of(ctx)
+    told = read_saved(saved)
+    verified = examine(pack, read_trust(trust), now=int(time.time()))
+    if not verified.ok:
+        return terminal.done(verified.as_json(), *verified.lines(), exit_code=verified.exit)
+    bundles = PackFolder(pack).bundles()
+    statements = {one.id: one for one in (read_statement(open_envelope(raw)) for _, raw in bundles)}
+    rows = check_with_statements(statements, told)
+    return terminal.done(
+        {"plan": told.plan, "rows": rows, "pack": str(pack)},
+        f"The pack is verified, and the benefit report is what {rows} of its receipts say.",
     )
 
 

@@ -50,10 +50,6 @@ def verify(
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="Check as of YYYY-MM-DDThh:mm:ssZ instead of now.")
     ] = None,
-    benefit: Annotated[
-        Path | None,
-        typer.Option("--report", help="A saved benefit report (fedhub run report --json) to check as well."),
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
 ) -> Exit:
     """Check a pack offline, step by step: V1 to V15, as docs/trust.md numbers them.
@@ -69,36 +65,17 @@ def verify(
     moment = int(time.time()) if at is None else _moment(at)
     report = examine(
         pack,
-        _trust(trust),
+        read_trust(trust),
         now=moment,
         files=files,
         use=None if use is None else _use(use),
         state=state,
         require=require,
     )
-    rows = _check_benefit(pack, benefit) if report.ok and benefit is not None else None
     if report.ok and state is not None:
         save_state(state, report)
     heading = f"Checking {pack} as of {at}, a moment that you chose" if at else f"Checking {pack}"
-    told = [] if rows is None else [f"The benefit report is what {rows} receipts of this pack say."]
-    found = {**report.as_json(), **({} if rows is None else {"report_rows": rows})}
-    return terminal.done(found, heading, *told, *report.lines(), exit_code=report.exit)
-
-
-def _check_benefit(pack: Path, saved: Path) -> int:
-    """How many rows of a saved benefit report a verified pack's receipts bear out: all that claim anything.
-
-    Raises:
-        Rejected: ``E_REPORT``. Unchecked: ``E_INPUT``.
-    """
-    from federation.benefit import check_with_statements, read_saved
-    from storage.pack_files import PackFolder
-    from storage.signing import open_envelope
-    from storage.statements import read_statement
-
-    bundles = PackFolder(pack).bundles()
-    statements = {one.id: one for one in (read_statement(open_envelope(raw)) for _, raw in bundles)}
-    return check_with_statements(statements, read_saved(saved))
+    return terminal.done(report.as_json(), heading, *report.lines(), exit_code=report.exit)
 
 
 def _moment(text: str) -> int:
@@ -120,7 +97,12 @@ def _use(text: str) -> "Use":
     return Use.parse(found)
 
 
-def _trust(path: Path) -> "Trust":
+def read_trust(path: Path) -> "Trust":
+    """The auditor's own ``trust.json``.
+
+    Raises:
+        Unchecked: ``E_TRUST``.
+    """
     from storage.trust import HINT, Trust
 
     try:

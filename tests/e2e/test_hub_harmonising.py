@@ -125,7 +125,9 @@ def verify(alliance: Alliance, version: Path, folder: Path) -> None:
     )
     trust.write_bytes((alliance.home("firm") / "trust.json").read_bytes())
     args = ("verify", str(pack), "--trust", str(trust), "--files", str(version), "--require", "TRAINED")
-    verified = alliance.run("owner", *args, "--report", str(folder / "report.json"))
-    assert verified.data["report_rows"] == len(LABS)
-    changed = alliance.run("owner", *args, "--report", str(folder / "changed.json"), expect=Exit.REFUSED)
+    alliance.run("owner", *args)
+    check = ("audit", "report", str(folder / "report.json"), str(pack), "--trust", str(trust))
+    assert alliance.run("owner", *check).data["rows"] == len(LABS)
+    check = ("audit", "report", str(folder / "changed.json"), str(pack), "--trust", str(trust))
+    changed = alliance.run("owner", *check, expect=Exit.REFUSED)
     assert changed.error["code"] == "E_REPORT"
