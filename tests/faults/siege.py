@@ -24,6 +24,8 @@ from hub.demo import attacks
 from hub.demo.alliance import LABS, Alliance, institution
 from hub.demo.journey import PARAMETERS, RECIPE
 from storage.errors import Unchecked
+from storage.signing import open_envelope
+from storage.statements import read_statement
 from tests import servers
 
 MODEL = "owner.example/digits"
@@ -269,17 +271,21 @@ class Siege:
     def _check_log(self, plan: str, run: wire.Run) -> None:
         with Home.open(self.alliance.home("owner")).client() as client:
             rounds = [record.id for record in client.all_statements(kind="round", plan=plan)]
-            receipts = list(client.all_statements(kind="receipt", plan=plan))
+            logged = list(client.all_statements(kind="receipt", plan=plan))
+        papers = {each.id: read_statement(open_envelope(each.bundle.encode())).predicate for each in logged}
+        receipts = [each for each in logged if papers[each.id]["action"] == "train"]
+        told = Counter(each.issuer for each in logged if papers[each.id]["action"] == "evaluate")
         assert rounds == [each.statement for each in run.rounds], "one round statement for each round"
         counted = [receipt for each in run.rounds for receipt in each.receipts]
         assert sorted(counted) == sorted(record.id for record in receipts), "every receipt counts once"
         per_site = Counter(record.issuer for record in receipts)
         assert per_site == {institution(lab): run.rounds_planned for lab in LABS}
+        assert all(count == 1 for count in told.values()), "the benefit report is told once, if at all"
 
     def _check_ledgers(self, plan: str, run: wire.Run) -> None:
         for lab in LABS:
             with SiteLedger(Home.open(self.alliance.home(lab)).site / "ledger.db") as ledger:
-                answers = ledger.answers(plan=plan)
+                answers = [each for each in ledger.answers(plan=plan) if each.action == "train"]
                 (spent,) = [each for each in ledger.spent() if each.plan == plan]
             assert [answer.round for answer in answers] == list(range(1, run.rounds_planned + 1)), lab
             assert all(answer.logged for answer in answers), lab
