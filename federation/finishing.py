@@ -185,9 +185,6 @@ def _provenance(home: Home, plan: TrainingPlan, chain: Chain, made: Manifest) ->
     named += [("round", each.id) for each in chain.rounds]
     named += [] if chain.statistics is None else [(STATISTICS_FILE, chain.statistics)]
     named += [("manifest.json", plan.base), ("recipe.json", plan.code)]
-    frozen = plan.config.parameters.get("base") if plan.config.app is None else None
-    if isinstance(frozen, dict):  # what the adapters sit on
-        named += [(f"base/{name}", frozen[name]) for name in sorted(frozen)]
     predicate = {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
