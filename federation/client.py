@@ -221,9 +221,9 @@ class HubClient(HubConnection):
         """``manifest.json`` of a version; its digest must be the asset id you expect."""
         return self._call("GET", f"models/{_name(name)}/versions/{version}/manifest")
 
-    def datasets(self) -> list[wire.Dataset]:
-        """The data sets that members described."""
-        return self._list("datasets", wire.Dataset)
+    def datasets(self, kept: str = "site", *, search: str | None = None) -> list[wire.Dataset]:
+        """The data sets that members described (``site``), or shared with their files (``hub``)."""
+        return self._list("datasets", wire.Dataset, {"kept": kept, "search": search})
 
     def dataset(self, asset_id: str) -> wire.Dataset:
         """One data set by its asset id."""

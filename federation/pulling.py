@@ -362,10 +362,11 @@ def resting(folder: Path) -> "Iterator[Path]":
 
 
 def find_dataset(client: "HubClient", reference: str) -> "wire.Dataset":
-    """The dataset with this asset id, or the newest version of this name."""
+    """The dataset with this asset id, or the newest version of this name, wherever its rows lie."""
     if is_digest(reference):
         return client.dataset(reference)
-    named = [each for each in client.datasets() if each.name == reference]
+    listed = (each for kept in ("site", "hub") for each in client.datasets(kept))
+    named = [each for each in listed if each.name == reference]
     if not named:
         raise Unchecked("E_NOT_FOUND", f"{reference}: no such dataset", "fedhub data list")
     return max(named, key=lambda each: each.version)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from federation.home import Home
+from federation.licences import check_license
 from federation.publishing import check_namespace, post_version
 from storage.croissant import make_croissant
 from storage.encoding import sha256_hex
@@ -74,6 +75,7 @@ def share_draft(
     """Make a draft of a shared data set the next version, described from the signer's own files."""
     from federation.wire import SharePost
 
+    license_id = check_license(license_id)
     draft, manifest = _fetch(home, client, "dataset", name, revision)
     compare(manifest, files)
     if draft.version is not None:

@@ -289,6 +289,9 @@ class Dataset(Wire):
     asset_id: Digest
     croissant: str  # the Croissant file's text
     created_at: str
+    license: str | None = None  # SPDX expression
+    kept: Literal["site", "hub"] = "site"  # where its files lie
+    visibility: str | None = None  # public, gated, private; of a shared one, whose files lie in the hub
 
 
 class PullRequest(Wire):

@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from federation import wire
 from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
-from hub.api.paging import Cursor, link_next
+from hub.api.paging import link_next
 from hub.api.problems import responses
 from hub.context import Hub
-from hub.services import catalogue, registry, releases
+from hub.services import catalogue, datasets, registry, releases
 
 router = APIRouter(tags=["registry"])
 Number = Annotated[int, Path(ge=1, lt=1 << 31)]
@@ -146,22 +146,36 @@ def released(hub: HubHere, session: ReadSession, actor: CurrentActor) -> list[wi
     return releases.releases(hub, session, actor)
 
 
+class DatasetFilters(BaseModel):
+    """Which data sets to list."""
+
+    kept: Literal["site", "hub"] = Field(
+        "site", description="Where the rows lie: at their site, or shared here"
+    )
+    search: str | None = Field(None, max_length=200, description="Part of the name, in any case")
+    owner: str | None = Field(None, max_length=253, description="An institution")
+    license: str | None = Field(None, max_length=128, description="SPDX expression or part of one")
+    cursor: str | None = Field(None, max_length=600, description="As the last answer's Link header gave it")
+
+
 @router.get("/datasets", responses=responses())
-def datasets(
+def dataset_list(
     hub: HubHere,
     session: ReadSession,
     actor: CurrentActor,
     request: Request,
     response: Response,
-    cursor: Cursor = None,
+    wanted: Annotated[DatasetFilters, Query()],
 ) -> list[wire.Dataset]:
-    """Data sets that members described; their rows never leave their sites."""
-    found, following = registry.datasets(hub, session, actor, cursor=cursor)
+    """Data sets that members described, whose rows never leave their sites; or those shared on purpose."""
+    asked = datasets.Wanted(wanted.search or "", wanted.owner or "", wanted.license or "")
+    look = datasets.shared if wanted.kept == "hub" else datasets.on_site
+    found, following = look(hub, session, actor, asked, cursor=wanted.cursor)
     link_next(request, response, following)
     return found
 
 
 @router.get("/datasets/{asset_id}", responses=responses(404))
 def dataset(hub: HubHere, session: ReadSession, actor: CurrentActor, asset_id: str) -> wire.Dataset:
-    """One data set."""
-    return registry.dataset(hub, session, actor, asset_id)
+    """One data set of either kind."""
+    return datasets.dataset(hub, session, actor, asset_id)

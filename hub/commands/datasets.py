@@ -11,7 +11,9 @@ from hub.terminal import Command, short, table, terminal_of
 from storage.errors import Exit
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Datasets: described on-site, never uploaded."
+    add_completion=False,
+    no_args_is_help=True,
+    help="Datasets: described on-site and never uploaded, or shared on purpose.",
 )
 
 
@@ -89,6 +91,40 @@ def share(
     )
 
 
+@app.command("pull", cls=Command)
+def pull(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A shared data set.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    duo: Annotated[
+        list[str] | None, typer.Option(help="A term of use that you accept, DUO:nnnnnnn; may be repeated.")
+    ] = None,
+) -> Exit:
+    """Pull a shared data set; every byte and signature is checked before the folder is there.
+
+    Data that stay on-site cannot be pulled: the hub has none of their files.
+    """
+    from federation.pulling_datasets import pull_dataset
+
+    terminal = terminal_of(ctx)
+    home = home_of(terminal)
+    with home.client() as client:
+        pulled = pull_dataset(home, client, reference, folder, duo=duo or [])
+    total, count = sum(file.size for file in pulled.manifest.files), len(pulled.manifest.files)
+    by = f"under grant {short(pulled.grant)}" if pulled.grant else "without a grant (own or public)"
+    return terminal.done(
+        {
+            "name": pulled.name,
+            "version": pulled.version,
+            "asset_id": pulled.manifest.asset_id,
+            "folder": str(folder),
+            "grant": pulled.grant,
+        },
+        f"Pulled {pulled.name}@{pulled.version} {by}: {count} files, {total:,} bytes, all verified.",
+        f"Installed at {folder}.",
+    )
+
+
 @app.command("visibility", cls=Command)
 def visibility(
     ctx: typer.Context,
@@ -103,15 +139,26 @@ def visibility(
 
 
 @app.command("list", cls=Command)
-def list_datasets(ctx: typer.Context) -> Exit:
-    """List the datasets that members described."""
+def list_datasets(
+    ctx: typer.Context,
+    search: Annotated[str, typer.Argument(help="Part of the name.")] = "",
+    kept: Annotated[
+        Literal["site", "hub"] | None, typer.Option(help="Only those that stay on-site, or only shared ones.")
+    ] = None,
+) -> Exit:
+    """List data sets: those that stay on-site, and those whose files their owners shared in the hub."""
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
-        found = client.datasets()
-    rows = [(each.name, each.version, short(each.asset_id), each.created_at) for each in found]
+        kinds = [kept] if kept else ["site", "hub"]
+        found = [each for kind in kinds for each in client.datasets(kind, search=search or None)]
+    where = {"site": "stays on-site", "hub": "in the hub"}
+    rows = [
+        (each.name, each.version, where[each.kept], short(each.asset_id), each.license or "", each.created_at)
+        for each in found
+    ]
     return terminal.done(
         {"datasets": [each.model_dump(exclude={"croissant"}) for each in found]},
-        *table(("dataset", "version", "asset id", "described"), rows),
+        *table(("dataset", "version", "rows", "asset id", "license", "described"), rows),
     )
 
 
@@ -129,6 +176,9 @@ def show(
     croissant = json.loads(found.croissant)
     lines = [
         f"{found.name} version {found.version}, asset id {found.asset_id}",
+        "  its rows stay on-site"
+        if found.kept == "site"
+        else f"  its files lie in the hub, {found.visibility}",
         f"  {croissant.get('description')}",
     ]
     for records in croissant.get("recordSet", []):

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlmodel import Session, col, delete, select
+from sqlmodel import Session, col, delete, func, select
 
 from federation.small_files import DOWN_BYTES, DOWN_FILES, SMALL_BYTES, groups
 from federation.wire import Pull, PullFile, PullRequest
@@ -21,7 +21,16 @@ from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import not_found
 from hub.services import statements
-from hub.tables import BlobRow, CapabilityRow, InstitutionRow, ModelRow, VersionFileRow, VersionRow
+from hub.tables import (
+    BlobRow,
+    CapabilityRow,
+    InstitutionRow,
+    ModelRow,
+    RevisionRow,
+    SharedDatasetRow,
+    VersionFileRow,
+    VersionRow,
+)
 from storage.admission import check_pull
 from storage.asset_versions import valid_versions
 from storage.encoding import sha256_hex
@@ -97,8 +106,7 @@ def decide_use(
 def may_pull(hub: Hub, session: Session, institution: str, asset_id: str) -> bool:
     """Whether the institution could read this version's files now, accepting no terms."""
     try:
-        version, model = _version(session, asset_id)
-        decide_pull(hub, session, model, version, institution)
+        decide_use(hub, session, _use(hub, session, asset_id), institution)
     except (Refused, Unchecked):
         return False
     return True
@@ -109,15 +117,15 @@ def pull(hub: Hub, session: Session, actor: Actor, request: PullRequest) -> Pull
 
     Raises:
         Refused: no grant allows it, with the reason.
-        Unchecked: ``E_NOT_FOUND``, also for a private model.
+        Unchecked: ``E_NOT_FOUND``, also for a private one.
     """
     decide(actor, "pull", Thing(f"asset {request.asset_id}"))
     institution = actor.institution or ""
-    version, model = _version(session, request.asset_id)
+    version = _use(hub, session, request.asset_id)
     try:
-        grant = decide_pull(hub, session, model, version, institution, request.duo)
+        grant = decide_use(hub, session, version, institution, request.duo)
     except Refused:
-        if model.visibility == "private":
+        if version.visibility == "private":
             raise not_found("asset", request.asset_id) from None
         raise
     receipt = None
@@ -159,14 +167,23 @@ def pull(hub: Hub, session: Session, actor: Actor, request: PullRequest) -> Pull
     )
 
 
-def _version(session: Session, asset_id: str) -> tuple[VersionRow, ModelRow]:
-    """The newest version with these files, and its model."""
+def _use(hub: Hub, session: Session, asset_id: str) -> Use:
+    """The newest version with these files: of a model, else of a data set that is shared here."""
     query = select(VersionRow).where(VersionRow.asset_id == asset_id).order_by(col(VersionRow.version).desc())
     version = session.exec(query).first()
     model = session.get(ModelRow, version.name) if version is not None else None
-    if version is None or model is None:
-        raise not_found("asset", asset_id)
-    return version, model
+    if version is not None and model is not None:
+        return Use(model.owner, model.visibility, model.name, version.version, asset_id)
+    with hub.ledger.evidence(session) as evidence:
+        names = {entry.says["name"] for entry in evidence.find("asset", subject=asset_id)}
+    for name in sorted(names):
+        repo = session.get(SharedDatasetRow, name)
+        of = (RevisionRow.kind == "dataset", RevisionRow.name == name, RevisionRow.asset_id == asset_id)
+        numbers = select(func.max(RevisionRow.version)).where(*of)
+        number = session.exec(numbers).one() if repo is not None else None
+        if repo is not None and number is not None:
+            return Use(repo.owner, repo.visibility, name, number, asset_id)
+    raise not_found("asset", asset_id)
 
 
 def _recent_receipt(hub: Hub, session: Session, institution: str, asset_id: str, grant: str) -> str | None:
@@ -253,7 +270,7 @@ def small_files(hub: Hub, session: Session, capability: str, number: int) -> lis
     return [keys[sha256] for sha256 in wanted]
 
 
-def _decide_again(hub: Hub, session: Session, capability: str) -> VersionRow:
+def _decide_again(hub: Hub, session: Session, capability: str) -> Use:
     """The version that a capability is for, if its bearer may still pull it."""
     row = session.get(CapabilityRow, sha256_hex(capability.encode()))
     if row is None or row.expires_at <= hub.ledger.now():
@@ -263,8 +280,8 @@ def _decide_again(hub: Hub, session: Session, capability: str) -> VersionRow:
     member = session.get(InstitutionRow, row.institution)
     if member is None or member.state != "approved":
         raise Refused("E_ACCESS", f"{row.institution} is no approved member", "Ask the operator.")
-    version, model = _version(session, row.asset_id)
-    decide_pull(hub, session, model, version, row.institution, row.duo)
+    version = _use(hub, session, row.asset_id)
+    decide_use(hub, session, version, row.institution, row.duo)
     return version
 
 

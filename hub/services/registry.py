@@ -1,4 +1,4 @@
-"""Models and their versions, and the data sets that members described.
+"""Models and their versions.
 
 A version is taken in whole or not at all: its manifest, its files (checked, and the pusher's to use), their
 formats, then OMS signature, ``asset`` statement and provenance are admitted to the log in one transaction
@@ -25,21 +25,18 @@ from hub.errors import bad_field, conflict, not_found
 from hub.services import described, formats, releases, statements
 from hub.services.keeping import hold, manifest_key
 from hub.services.pulls import may_pull
-from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version, shared_statements
+from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version
 from hub.services.uploads import may_use
 from hub.tables import (
-    AttachmentRow,
     BlobRow,
     FileListRow,
     ModelRow,
-    StatementRow,
     TagRow,
     VersionFileRow,
     VersionRow,
 )
-from storage.encoding import format_time, unb64
+from storage.encoding import unb64
 from storage.errors import Refused, Rejected, Unchecked
-from storage.evidence import Entry
 from storage.manifests import FileEntry, Manifest, check_oms, read_manifest
 from storage.signing import open_envelope
 from storage.statements import Statement, read_statement
@@ -371,51 +368,3 @@ def _granted(hub: Hub, session: Session, name: str, institution: str) -> list[st
             for asset_id in assets
             if any(grant.says["grantee"] == institution for grant in evidence.find("grant", subject=asset_id))
         ]
-
-
-# --- data sets ------------------------------------------------------------------------------------------
-
-
-def datasets(
-    hub: Hub, session: Session, actor: Actor, *, cursor: str | None = None
-) -> tuple[list[wire.Dataset], str | None]:
-    """Data sets that stay on-site, in log order, with the next page's cursor; shared ones lie elsewhere."""
-    decide(actor, "list assets", Thing("data sets"))
-    after = -1 if cursor is None else statements.read_cursor(cursor)
-    shared = shared_statements(session)
-    with hub.ledger.evidence(session) as evidence:
-        found = [
-            entry
-            for entry in evidence.find("asset")
-            if entry.index > after and entry.says["type"] == "dataset" and entry.id not in shared
-        ]
-    size = hub.settings.page_size
-    following = str(found[size - 1].index) if len(found) > size else None
-    return _datasets(session, found[:size]), following
-
-
-def dataset(hub: Hub, session: Session, actor: Actor, asset_id: str) -> wire.Dataset:
-    """One data set."""
-    decide(actor, "read dataset", Thing(f"dataset {asset_id}"))
-    with hub.ledger.evidence(session) as evidence:
-        found = [e for e in evidence.find("asset", subject=asset_id) if e.says["type"] == "dataset"]
-    if not found:
-        raise not_found("dataset", asset_id)
-    return _datasets(session, found[:1])[0]
-
-
-def _datasets(session: Session, entries: Iterable[Entry]) -> list[wire.Dataset]:
-    described = []
-    for entry in entries:
-        croissant = session.get(AttachmentRow, entry.statement.subjects[1].digest)
-        described.append(
-            wire.Dataset(
-                name=entry.says["name"],
-                owner=entry.institution,
-                version=entry.says["version"],
-                asset_id=entry.subject,
-                croissant="" if croissant is None else croissant.data.decode("utf-8", errors="replace"),
-                created_at=format_time(session.get_one(StatementRow, entry.id).logged_at),
-            )
-        )
-    return described

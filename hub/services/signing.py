@@ -10,6 +10,7 @@ import base64
 from sqlmodel import Session, col, select
 
 from federation import wire
+from federation.licences import check_license
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict
@@ -113,6 +114,8 @@ def _check_papers(name: str, manifest: Manifest, croissant: bytes, bundle: str) 
             "the asset statement is not about this manifest and this description",
             "Sign them again.",
         )
+    if "license" in asset.predicate:
+        check_license(asset.predicate["license"])
     number: int = asset.predicate["version"]
     return number
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from sqlmodel import Session, col, or_, select, update
 
 from federation import wire
+from federation.licences import check_license
 from hub.access import Actor, Thing, decide, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, not_found
@@ -133,6 +134,8 @@ def post(hub: Hub, session: Session, actor: Actor, request: wire.StatementPost) 
     way = ELSEWHERE.get(statement.kind)
     if statement.kind == "asset" and statement.predicate["type"] == "model":
         way = "POST /api/v1/models/{name}/versions, with its manifest and files"
+    if statement.kind == "asset" and "license" in statement.predicate:
+        check_license(statement.predicate["license"])
     if way is not None:
         raise Refused(
             "E_KIND_ELSEWHERE",

@@ -15,8 +15,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from hub.access import ANONYMOUS
 from hub.api.auth import HubHere, ReadSession
 from hub.errors import not_found
-from hub.services import alliance, catalogue, dossiers, registry, releases, runs
-from hub.web import comparison_pages, registry_pages, run_pages, sign_in
+from hub.services import alliance, catalogue, datasets, dossiers, releases, runs
+from hub.web import comparison_pages, dataset_pages, registry_pages, run_pages, sign_in
 from hub.web.rendering import STATIC, Visitor, page, sign_in_first, static_file
 from hub.web.rendering import visitor as visitor_of
 from storage.causes import find_cause
@@ -30,6 +30,7 @@ router = APIRouter(include_in_schema=False)
 router.include_router(sign_in.router)
 router.include_router(registry_pages.router)
 router.include_router(comparison_pages.router)
+router.include_router(dataset_pages.router)
 router.include_router(run_pages.router)
 
 
@@ -49,12 +50,13 @@ def overview(request: Request, hub: HubHere, session: ReadSession, actor: Visito
     if not actor.known:
         return page(request, hub, actor, "overview.html", log=head)
     models, more_models = catalogue.find(hub, session, actor, catalogue.Wanted())
-    datasets, more_datasets = registry.datasets(hub, session, actor)
+    on_site, more_on_site = datasets.on_site(hub, session, actor)
+    shared, more_shared = datasets.shared(hub, session, actor)
     found, more_runs = runs.page(hub, session, actor)
     released = releases.releases(hub, session, actor)
     counts = {
         "models": _count(models, more_models),
-        "datasets": _count(datasets, more_datasets),
+        "datasets": _count([*on_site, *shared], more_on_site or more_shared),
         "runs": _count(found, more_runs),
         "releases": str(len(released)),
         "institutions": str(len(alliance.institutions(session, actor))),
@@ -129,7 +131,7 @@ def institution(request: Request, hub: HubHere, session: ReadSession, actor: Vis
         else []
     )
     models, _ = catalogue.find(hub, session, actor, catalogue.Wanted(owner=name))
-    datasets, _ = registry.datasets(hub, session, actor)
+    own = datasets.Wanted(owner=name)
     return page(
         request,
         hub,
@@ -149,7 +151,8 @@ def institution(request: Request, hub: HubHere, session: ReadSession, actor: Vis
         ],
         sites=[site for site in alliance.sites(session, actor) if site.institution == name],
         models=models,
-        datasets=[dataset for dataset in datasets if dataset.owner == name],
+        on_site=datasets.on_site(hub, session, actor, own)[0],
+        shared=datasets.shared(hub, session, actor, own)[0],
     )
 
 

@@ -1,7 +1,6 @@
-"""Pages of models and data sets."""
+"""Pages of models; those of data sets are in ``dataset_pages``."""
 
 import json
-from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -11,18 +10,15 @@ from federation import wire
 from hub.api.auth import HubHere, ReadSession
 from hub.context import Hub
 from hub.errors import not_found
-from hub.services import alliance, catalogue, dossiers, registry, revisions
+from hub.services import alliance, catalogue, dossiers, registry
 from hub.services.dossiers import Measure
 from hub.services.mlflow_names import mlflow_names
 from hub.web.cards import render_card
 from hub.web.charts import span
-from hub.web.croissants import read_view
+from hub.web.clients import Client
 from hub.web.rendering import Visitor, page, sign_in_first
 
 router = APIRouter(include_in_schema=False)
-
-
-# --- models -------------------------------------------------------------------------------------------------
 
 
 @router.get("/models", response_class=HTMLResponse)
@@ -62,15 +58,6 @@ def model_list(
         owners=[member.name for member in alliance.institutions(session, actor)],
         more_at=f"/models?{more}" if more else "",
     )
-
-
-@dataclass(frozen=True)
-class Client:
-    """One way to pull: what to type."""
-
-    title: str
-    about: str
-    text: str
 
 
 @router.get("/models/{institution}/{name}", response_class=HTMLResponse)
@@ -178,55 +165,3 @@ def _clients(hub: Hub, version: wire.ModelVersion, mlflow_name: str) -> list[Cli
             f"     {endpoint}/api/v1/pulls",
         ),
     ]
-
-
-# --- data sets ----------------------------------------------------------------------------------------------
-
-
-@router.get("/datasets", response_class=HTMLResponse)
-def dataset_list(
-    request: Request, hub: HubHere, session: ReadSession, actor: Visitor, cursor: str | None = None
-) -> Response:
-    """Descriptions of data that stay where they are, and data sets shared on purpose."""
-    if not actor.known:
-        return sign_in_first(request)
-    found, following = registry.datasets(hub, session, actor, cursor=cursor)
-    shared, _ = revisions.page(
-        hub, session, actor, "dataset", author=None, text=None, cursor=None, limit=catalogue.PAGE
-    )
-    return page(
-        request,
-        hub,
-        actor,
-        "datasets.html",
-        datasets=[(dataset, read_view(dataset.croissant)) for dataset in found],
-        shared=shared,
-        more_at=f"/datasets?cursor={following}" if following else "",
-    )
-
-
-@router.get("/datasets/{asset_id}", response_class=HTMLResponse)
-def dataset(request: Request, hub: HubHere, session: ReadSession, actor: Visitor, asset_id: str) -> Response:
-    """One data set as its Croissant file describes it."""
-    if not actor.known:
-        return sign_in_first(request)
-    found = registry.dataset(hub, session, actor, asset_id)
-    grants, _ = dossiers.grants(hub, session, actor, asset_id=asset_id)
-    return page(
-        request,
-        hub,
-        actor,
-        "dataset.html",
-        dataset=found,
-        view=read_view(found.croissant),
-        pretty=_pretty(found.croissant),
-        papers=dossiers.papers(hub, session, actor, asset_id),
-        grants=grants,
-    )
-
-
-def _pretty(croissant: str) -> str:
-    try:
-        return json.dumps(json.loads(croissant), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return croissant

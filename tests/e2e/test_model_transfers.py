@@ -1,5 +1,6 @@
 """``fedhub model push`` and ``pull`` against a real hub: what is cut goes on, what is there is not sent or fetched again."""
 
+import base64
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import federation.transfer
@@ -37,7 +39,7 @@ class Alliance:
 
     def __init__(self, folder: Path, hub: HubProcess) -> None:
         self.folder, self.hub = folder, hub
-        hub.ready()
+        self.endpoint: str = hub.ready()["endpoint"]
         pins = {"operator.example": self.run("operator", "institution", "show")["pin"]}
         for name, role in ROLES.items():
             code = self.run("operator", "hub", "invite", name, role)["code"]
@@ -90,6 +92,8 @@ def killed(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments, **options)
 setattr(place, name, killed)
+import federation.transfer
+federation.transfer.QUICK_S = 0  # a line on which a file goes in parts
 from hub.cli import main
 sys.exit(main(sys.argv[3:]))
 """
@@ -159,6 +163,7 @@ def test_push_that_was_killed_sends_only_what_is_missing(
     alliance.killed(OWNER, "federation.transfer:_Counter.add", 3, "model", "push", str(folder), name)
     assert alliance.problem(OWNER, "model", "show", name)["code"] == "E_NOT_FOUND"
     sent = counted(monkeypatch, "_send_one")
+    monkeypatch.setattr("federation.transfer.QUICK_S", 0)
     assert alliance.run(OWNER, "model", "push", str(folder), name)["version"] == 1
     assert 0 < len(sent) <= 5  # of seven parts and the small file
 
@@ -341,3 +346,35 @@ def test_two_versions_are_compared_and_a_version_s_line_is_shown(alliance: Allia
     line = alliance.run(OWNER, "model", "lineage", f"{name}@2")["lineage"]
     assert [one["reference"] for one in line] == [f"{name}@2", f"{name}@1"]
     assert alliance.run(OWNER, "model", "show", f"{name}@2")["license"] == "Apache-2.0"
+
+
+def test_a_shared_data_set_is_pulled_and_checked_and_a_changed_one_is_not_there(
+    alliance: Alliance, tmp_path: Path
+) -> None:
+    name, rows = f"{OWNER}/rows", {"train.csv": b"a\n1\n2\n", "big.csv": b"a\n" + b"1\n" * 300_000}
+    token = alliance.run(OWNER, "token", "new", "stock", "--scope", "write")["token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=alliance.endpoint, headers=headers, trust_env=False) as owner:
+        owner.post("/api/repos/create", json={"name": "rows", "organization": OWNER, "type": "dataset"})
+        lines: list[dict[str, Any]] = [{"key": "header", "value": {"summary": "rows"}}]
+        for path, data in rows.items():
+            value = {"path": path, "content": base64.b64encode(data).decode(), "encoding": "base64"}
+            lines.append({"key": "file", "value": value})
+        body = b"\n".join(json.dumps(line).encode() for line in lines)
+        assert owner.post(f"/api/datasets/{name}/commit/main", content=body).status_code == 200
+    own = tmp_path / "own"
+    own.mkdir()
+    for path, data in rows.items():
+        (own / path).write_bytes(data)
+    words = ("--files", str(own), "--description", "Rows.", "--license", "CC0-1.0")
+    made = alliance.run(OWNER, "data", "share", f"{name}@main", *words)
+    target = tmp_path / "pulled"
+    assert alliance.problem(FIRM, "data", "pull", name, str(target))["code"] == "E_GRANT_MISSING"
+    alliance.run(OWNER, "grant", "issue", made["asset_id"], "--to", FIRM, "--action", "pull")
+    assert alliance.run(FIRM, "data", "pull", f"{name}@1", str(target))["grant"]
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == rows
+    assert alliance.problem(FIRM, "data", "pull", f"{name}@2", str(tmp_path / "no"))["code"] == "E_REVISION"
+    (stored,) = (alliance.folder / "hub").rglob(f"{hashlib.sha256(rows['train.csv']).hexdigest()}.*")
+    stored.write_bytes(b"a\n1\n3\n")
+    assert "train.csv" in alliance.problem(FIRM, "data", "pull", name, str(tmp_path / "bad"))["message"]
+    assert not (tmp_path / "bad").exists()
