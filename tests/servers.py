@@ -307,7 +307,7 @@ class StoreHub:
         return Upload(id="u", state="open", orders=wired, done_parts=done)
 
     def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
-        if self.upload_id is not None:
+        if self.upload_id is not None and self.announced[2]:
             self.store.complete_parts(
                 self.key, self.upload_id, self.store.stored_parts(self.key, self.upload_id)
             )

@@ -317,7 +317,26 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         hub.store.delete(spare)
+    _drop_others(hub, row)
     return row
+
+
+def _drop_others(hub: Hub, stored: UploadRow) -> None:
+    """Forget what the same uploader began to send of the same bytes in another way."""
+    with hub.database.session_scope() as session:
+        query = select(UploadRow).where(
+            UploadRow.uploader == stored.uploader,
+            UploadRow.sha256 == stored.sha256,
+            UploadRow.plan == stored.plan,
+            UploadRow.state == "open",
+        )
+        others = session.exec(query.with_for_update()).all()
+        for other in others:
+            session.delete(other)
+    for other in others:
+        if other.multipart is not None:
+            hub.store.abort_parts(other.key, other.multipart)
+        hub.store.delete(other.key)
 
 
 def add_blob(session: Session, row: UploadRow, checked_by: str, now: int) -> BlobRow:

@@ -39,7 +39,8 @@ def partial_of(folder: Path, data: bytes) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 5 MiB, and no patience to speak of."""
+    """Parts of 5 MiB, no patience to speak of, and a line on which a file of several parts goes in parts."""
+    monkeypatch.setattr(federation.transfer, "QUICK_S", 0)
     monkeypatch.setattr(storage.manifests, "PART_BYTES", PART)
     monkeypatch.setattr(federation.transfer, "PART_BYTES", PART)
     monkeypatch.setattr(federation.transfer, "LONGEST_WAIT_S", 0.02)
@@ -136,6 +137,15 @@ def test_file_whose_digest_is_known_goes_whole_and_is_stored_without_another_rea
     known = (sha(LARGE), len(LARGE))
     assert send_file(hub, file_of(tmp_path, LARGE), known=known).state == "stored"
     assert hub.given == [[0]] and hub.announced == (*known, None)
+    assert hub.store.get(hub.key) == LARGE
+
+
+def test_file_that_a_quick_line_carries_goes_whole_after_its_first_part(
+    hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.transfer, "QUICK_S", 3600)
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    assert hub.given == [[1, 2, 3, 4], [0]] and hub.announced == (sha(LARGE), len(LARGE), None)
     assert hub.store.get(hub.key) == LARGE
 
 

@@ -276,3 +276,22 @@ def test_more_unfinished_uploads_than_the_limit_are_refused(tmp_path: Path) -> N
         owner.upload("1" * 64, 5)
         error = refused("E_LIMIT", owner.upload, "9" * 64, 5)
         assert isinstance(error, Refused) and error.status == 429
+
+
+def test_file_sent_whole_leaves_nothing_of_the_parts_that_were_begun(
+    alliance: AllianceInProcess, owner: HubClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(PART_BYTES) + b"another")
+    sha256, size, parts = hash_file(path)
+    begun = owner.upload(sha256, size, parts=parts)
+    assert [order.part for order in begun.orders] == [1, 2]
+    whole = owner.upload(sha256, size)
+    order = whole.orders[0]
+    assert put(order.url, order.headers, path.read_bytes()) == 200
+    assert owner.upload_complete(whole.id).state == "stored"
+    refused("E_NOT_FOUND", owner.upload_orders, begun.id)
+    with alliance.hub.database.session_scope(write=False) as session:
+        row = session.get(UploadRow, begun.id)
+    assert row is None
+    assert list(alliance.hub.store.unfinished()) == []
