@@ -43,7 +43,9 @@ def add_base(home: Home, folder: Path) -> dict[str, str]:
     place = folder.resolve()
     if place not in known:
         if len(known) == MOST_FOLDERS:
-            raise Unchecked("E_BASE_MODEL", f"this site names {MOST_FOLDERS} folders already", "forget one first")
+            raise Unchecked(
+                "E_BASE_MODEL", f"this site names {MOST_FOLDERS} folders already", "forget one first"
+            )
         _write(home, (*known, place))
     return files
 
