@@ -18,6 +18,7 @@ import uvicorn
 from playwright.sync_api import BrowserContext, Page, Route, expect, sync_playwright
 
 from federation import wire
+from federation.signing_drafts import share_draft
 from storage.encoding import b64
 from tests.alliances import (
     BASE,
@@ -31,6 +32,7 @@ from tests.alliances import (
     weights,
 )
 from tests.integration.test_hub_services_figures import told
+from tests.stock_http import Stock
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
 
@@ -94,6 +96,26 @@ class Served:
         )
         with alliance.as_(OWNER) as owner:
             owner.set_visibility(MODEL, "public")
+        self.shared = self._share(f"{OWNER}/shared-rows")
+
+    def _share(self, name: str) -> str:
+        """A data set whose files lie in the hub; its asset id."""
+        stock, folder = Stock.of(self.alliance, OWNER), self.alliance.folder / "shared"
+        stock.create(name, "dataset")
+        stock.commit(name, {"train.csv": b"age,label\n61,1\n"}, kind="dataset")
+        folder.mkdir()
+        (folder / "train.csv").write_bytes(b"age,label\n61,1\n")
+        with self.alliance.as_(OWNER) as owner:
+            made = share_draft(
+                self.alliance.homes[OWNER],
+                owner,
+                name,
+                "main",
+                files=folder,
+                description="Rows shared on purpose, with a description of some length for small windows.",
+                license_id="CC-BY-4.0",
+            )
+        return str(made.asset_id)
 
 
 @contextmanager
@@ -337,6 +359,9 @@ def test_every_page_fits_its_window_and_asks_nobody_else(served: Served, tmp_pat
         "models": "/models",
         "model": f"/models/{MODEL}",
         "model-zh": f"/models/{MODEL}?lang=zh-Hans",
+        "datasets-found": "/datasets?lang=en&search=rows&kept=hub",
+        "shared": f"/datasets/{served.shared}?lang=en",
+        "shared-zh": f"/datasets/{served.shared}?lang=zh-Hans",
         "compare": f"/models/{MODEL}/compare?lang=en",
         "compare-zh": f"/models/{MODEL}/compare?lang=zh-Hans",
         "datasets": "/datasets?lang=en",
