@@ -190,6 +190,11 @@ def restore(
         f"Version NOT restored, bytes or manifest are not in the store: {name}" for name in restored.missing
     ]
     lines += [f"Plan {short(plan)}: its issuer submits it again" for plan in restored.plans]
+    lines += [f"Visibility as it was set last: {said}" for said in restored.visibility]
+    lines += [f"Tag restored: {tag}" for tag in restored.tags]
+    lines += [f"Token stays revoked: {token}" for token in restored.revoked]
+    lines += [f"Token LOST, to be made anew (fedhub token new): {token}" for token in restored.lost_tokens]
+    lines += [f"Drafts LOST, or an upload that became nothing: {name}" for name in restored.lost_drafts]
     return terminal.done(asdict(restored), *lines, "Next: fedhub hub doctor, then fedhub hub up")
 
 

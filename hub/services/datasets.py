@@ -19,7 +19,7 @@ from hub.context import Hub
 from hub.errors import not_found
 from hub.services import revisions, statements
 from hub.services.revisions import Repo
-from hub.tables import AttachmentRow, StatementRow, VersionFileRow
+from hub.tables import AttachmentRow, RevisionRow, StatementRow, VersionFileRow
 from storage.encoding import format_time
 from storage.errors import Unchecked
 from storage.evidence import Entry
@@ -55,7 +55,7 @@ def on_site(
     """Data sets that stay where they are, in log order, with the next page's cursor."""
     decide(actor, "list assets", Thing("data sets"))
     after = -1 if cursor is None else statements.read_cursor(cursor)
-    elsewhere = revisions.shared_statements(session)
+    elsewhere = set(session.exec(select(RevisionRow.statement).where(RevisionRow.kind == "dataset")))
     with hub.ledger.evidence(session) as evidence:
         found = [
             entry

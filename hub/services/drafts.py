@@ -20,6 +20,7 @@ from hub.errors import conflict
 from hub.services import registry
 from hub.services.keeping import hold, manifest_key
 from hub.services.plain_uploads import keep, usable_blobs
+from hub.services.remembering import forget_repository, keep_visibility
 from hub.services.repo_files import file_oids, is_reserved
 from hub.services.revisions import (
     SEGMENT,
@@ -75,10 +76,11 @@ def create(hub: Hub, session: Session, actor: Actor, kind: Kind, name: str, visi
     session.add(table(name=name, owner=owner, visibility=visibility, created_at=repo.created_at))
     session.flush()
     add_first(session, repo)
+    keep_visibility(hub, kind, name, visibility)
     return repo
 
 
-def remove(session: Session, actor: Actor, kind: Kind, name: str) -> None:
+def remove(hub: Hub, session: Session, actor: Actor, kind: Kind, name: str) -> None:
     """Forget a repository that holds drafts only: what was signed stays for ever.
 
     Raises:
@@ -99,6 +101,8 @@ def remove(session: Session, actor: Actor, kind: Kind, name: str) -> None:
         session.exec(delete(table).where(col(table.kind) == kind, col(table.name) == name))
     row = session.get(ModelRow, name) if kind == "model" else session.get(SharedDatasetRow, name)
     session.delete(row)
+    session.flush()
+    forget_repository(hub, kind, name)
 
 
 def set_visibility(hub: Hub, session: Session, actor: Actor, repo: Repo, visibility: Visibility) -> None:
@@ -108,9 +112,11 @@ def set_visibility(hub: Hub, session: Session, actor: Actor, repo: Repo, visibil
         return
     wider = registry.VISIBILITIES.index(visibility) < registry.VISIBILITIES.index(repo.visibility)
     decide(actor, "open model" if wider else "tighten model", Thing(f"dataset {repo.name}", repo.owner))
-    row = session.get_one(SharedDatasetRow, repo.name)
+    row = session.get_one(SharedDatasetRow, repo.name, with_for_update=True)
     row.visibility = visibility
     session.add(row)
+    session.flush()
+    keep_visibility(hub, repo.kind, repo.name, visibility)
 
 
 # --- before a commit --------------------------------------------------------------------------------------

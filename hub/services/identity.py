@@ -24,6 +24,7 @@ from federation import wire
 from hub.access import ANONYMOUS, COORDINATOR, Actor, KeyRole, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, not_found
+from hub.services.remembering import keep_token
 from hub.tables import InstitutionRow, PersonalTokenRow, SeenAssertionRow
 from storage.encoding import format_time, is_digest, read_json
 from storage.errors import Refused, Rejected
@@ -304,6 +305,8 @@ def create_token(
         expires_at=now + request.valid_days * DAY_S,
     )
     session.add(row)
+    session.flush()
+    keep_token(hub, row)
     return _told(row).model_copy(update={"token": token})
 
 
@@ -324,6 +327,8 @@ def revoke_token(hub: Hub, session: Session, actor: Actor, token_id: str) -> Non
         raise not_found("token", token_id)
     row.revoked_at = hub.ledger.now()
     session.add(row)
+    session.flush()
+    keep_token(hub, row)
 
 
 def _told(row: PersonalTokenRow) -> wire.PersonalToken:

@@ -25,6 +25,7 @@ from hub.errors import bad_field, conflict, not_found
 from hub.services import described, formats, releases, statements
 from hub.services.keeping import hold, manifest_key
 from hub.services.pulls import may_pull
+from hub.services.remembering import keep_tag, keep_visibility
 from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version
 from hub.services.uploads import may_use
 from hub.tables import (
@@ -263,6 +264,8 @@ def _add_tag(hub: Hub, session: Session, row: VersionRow, text: str) -> None:
     if known is None:
         check_tag_free(session, row.name, text, row.version)
         session.add(TagRow(name=row.name, tag=text, version=row.version, created_at=hub.ledger.now()))
+        session.flush()
+        keep_tag(hub, row.name, text, row.version)
     elif known.version != row.version:
         raise conflict(
             "E_TAG",
@@ -281,6 +284,7 @@ def set_visibility(hub: Hub, session: Session, actor: Actor, name: str, visibili
     row.visibility = visibility
     session.add(row)
     session.flush()
+    keep_visibility(hub, "model", name, visibility)
     return described.models(hub, session, [row])[0]
 
 

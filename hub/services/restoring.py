@@ -6,9 +6,11 @@ becomes a row again, in log order and one transaction each, so that a crash leav
 another one. Members and versions that the statements speak of get their rows back too, versions only when
 all their bytes are found and true.
 
-Not in the store, and so lost with the newer database: tokens, invitations, tags, visibility, unsigned
-figures of rounds, recipe and config of plans (their issuer submits them again), uploads that became no
-version.
+What no statement says comes from ``services.remembering``: visibility, tags of versions, revocations of
+tokens. Not in the store, and so lost with the newer database: tokens (only their digest was ever known),
+invitations, drafts with their branches and tags, unsigned figures of rounds, recipe and config of plans
+(their issuer submits them again), uploads that became no version. Tokens, repositories of drafts and plans
+are told by name.
 
 Read ``restore_log``.
 """
@@ -18,13 +20,25 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlmodel import Session, col, select
 
 from hub.context import Hub
-from hub.services import registry, statements
-from hub.services.keeping import BLOBS, hold, manifest_key
-from hub.tables import BlobRow, InstitutionRow, LogSequenceRow, RingRow, StatementRow
+from hub.services import registry, remembering, signing, statements
+from hub.services.keeping import ASSETS, BLOBS, hold, manifest_key, needed_assets
+from hub.tables import (
+    BlobRow,
+    InstitutionRow,
+    LogSequenceRow,
+    ModelRow,
+    PersonalTokenRow,
+    RingRow,
+    SharedDatasetRow,
+    StatementRow,
+    TagRow,
+    VersionRow,
+)
 from storage.encoding import read_json, sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked
 from storage.evidence import Entry
@@ -47,6 +61,11 @@ class Restored:
     versions: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # versions whose bytes are not in the store
     plans: list[str] = field(default_factory=list)  # to be submitted again by their issuers
+    tags: list[str] = field(default_factory=list)  # NAME:TAG
+    visibility: list[str] = field(default_factory=list)  # what they are set to again
+    revoked: list[str] = field(default_factory=list)  # tokens that stay revoked
+    lost_tokens: list[str] = field(default_factory=list)  # to be made anew
+    lost_drafts: list[str] = field(default_factory=list)  # repositories whose commits are to be made again
 
 
 def restore_log(hub: Hub) -> Restored:
@@ -64,6 +83,7 @@ def restore_log(hub: Hub) -> Restored:
         restored.rows = _compare(hub, leaves, head.size)
         for leaf in leaves:
             _add(hub, leaf, restored)
+    recall(hub, restored)
     hub.ledger.check_start()
     return restored
 
@@ -88,11 +108,11 @@ def _add(hub: Hub, leaf: bytes, restored: Restored) -> None:
     with hub.database.session_scope() as session:
         if statement.kind == "keyring":
             _add_ring(hub, session, statement.issuer, statement.predicate["version"], statement.id, restored)
-        entry = statements.readmit(session, hub.ledger, raw, leaf)
+        entry = statements.readmit(hub, session, raw, leaf)
     restored.statements += 1
     if statement.kind == "plan":
         restored.plans.append(statement.id)
-    if statement.kind == "asset" and statement.predicate["type"] == "model":
+    if statement.kind == "asset":
         _add_version(hub, entry, restored)
 
 
@@ -126,13 +146,17 @@ def _add_ring(
 def _add_version(hub: Hub, entry: Entry, restored: Restored) -> None:
     says = entry.says
     name = f"{says['name']}@{says['version']}"
+    shared = says["type"] == "dataset"
+    if shared and hub.store.size(manifest_key(entry.subject)) is None:
+        return  # it stays on-site: the hub never had its manifest
     try:
         manifest = read_manifest(hub.store.get(manifest_key(entry.subject)))
         for file in manifest.files:
             _find_blob(hub, file)
         with hub.database.session_scope() as session:
             hold(hub, session, manifest)
-            registry.restore(hub, session, entry.institution, manifest, entry.statement)
+            restore = signing.restore if shared else registry.restore
+            restore(hub, session, entry.institution, manifest, entry.statement)
     except FedhubError as error:
         _log.warning("version %s is in the log, but not restored: %s", name, error)
         restored.missing.append(name)
@@ -162,3 +186,65 @@ def _find_blob(hub: Hub, file: FileEntry) -> None:
                 session.add(row)
             return
     raise Unchecked("E_BLOB_MISSING", f"no object of the store holds {file.name} ({file.sha256})")
+
+
+# --- what no statement says -------------------------------------------------------------------------------
+
+
+def recall(hub: Hub, restored: Restored) -> None:
+    """Set visibility, tags and revocations as the store remembers them, and name what is lost."""
+    lost: set[str] = set()
+    for each in remembering.all_below(hub.store, remembering.VISIBILITIES):
+        kind, name = each.steps[0], "/".join(each.steps[1:])
+        if not _set_visibility(hub, kind, name, each.says.get("visibility"), restored):
+            lost.add(name)
+    for each in remembering.all_below(hub.store, remembering.TAGS):
+        _add_tag(hub, "/".join(each.steps[:-1]), each.steps[-1], each.says.get("version"), restored)
+    for each in remembering.all_below(hub.store, remembering.TOKENS):
+        _recall_token(hub, each.steps[0], each.says, restored)
+    restored.lost_drafts = sorted(lost | _drafts(hub))
+
+
+def _set_visibility(hub: Hub, kind: str, name: str, visibility: object, restored: Restored) -> bool:
+    """Whether the repository is there."""
+    with hub.database.session_scope() as session:
+        row = session.get(ModelRow, name) if kind == "model" else session.get(SharedDatasetRow, name)
+        if row is not None and visibility in registry.VISIBILITIES and row.visibility != visibility:
+            row.visibility = str(visibility)
+            session.add(row)
+            restored.visibility.append(f"{name} is {visibility}")
+    return row is not None
+
+
+def _add_tag(hub: Hub, name: str, tag: str, version: object, restored: Restored) -> None:
+    with hub.database.session_scope() as session:
+        known = session.get(TagRow, (name, tag)) is not None
+        if not known and isinstance(version, int) and session.get(VersionRow, (name, version)) is not None:
+            session.add(TagRow(name=name, tag=tag, version=version, created_at=hub.ledger.now()))
+            restored.tags.append(f"{name}:{tag}")
+
+
+def _recall_token(hub: Hub, token_id: str, says: dict[str, Any], restored: Restored) -> None:
+    called = f"{says.get('institution')}: {says.get('name')}"
+    with hub.database.session_scope() as session:
+        row = session.get(PersonalTokenRow, token_id)
+        if row is None and not says.get("revoked"):
+            restored.lost_tokens.append(called)
+        elif row is not None and says.get("revoked") and row.revoked_at is None:
+            row.revoked_at = hub.ledger.now()
+            session.add(row)
+            restored.revoked.append(called)
+
+
+def _drafts(hub: Hub) -> set[str]:
+    """Names in manifests that the store has and no version or draft of this database leans on."""
+    stored = [key.removeprefix(ASSETS).partition("/")[0] for key in hub.store.list(ASSETS)]
+    with hub.database.session_scope(write=False) as session:
+        known = needed_assets(session, stored)
+    names = set()
+    for asset_id in set(stored) - known:
+        try:
+            names.add(read_manifest(hub.store.get(manifest_key(asset_id))).name)
+        except (Rejected, Unchecked):
+            continue
+    return names

@@ -23,6 +23,7 @@ from hub.context import Hub
 from hub.errors import bad_field, conflict
 from hub.services.commits import Commit
 from hub.services.pulls import Use, decide_use
+from hub.services.remembering import keep_tag
 from hub.services.visible import visible
 from hub.tables import BranchRow, DraftTagRow, ModelRow, RevisionRow, SharedDatasetRow, TagRow
 from storage.encoding import canonical, sha256_hex
@@ -456,12 +457,15 @@ def remove_branch(session: Session, actor: Actor, repo: Repo, name: str) -> None
     session.delete(row)
 
 
-def add_tag(session: Session, actor: Actor, repo: Repo, name: str, at: RevisionRow, now: int) -> None:
+def add_tag(hub: Hub, session: Session, actor: Actor, repo: Repo, name: str, at: RevisionRow) -> None:
     """A new tag: of a model's version like ``fedhub model tag``, else of this very commit."""
     check_writer(actor, repo)
     check_new_ref(session, repo, name)
+    now = hub.ledger.now()
     if repo.kind == "model" and at.version is not None and "/" not in name:
         session.add(TagRow(name=repo.name, tag=name, version=at.version, created_at=now))
+        session.flush()
+        keep_tag(hub, repo.name, name, at.version)
     else:
         session.add(DraftTagRow(kind=repo.kind, name=repo.name, tag=name, revision=at.id, created_at=now))
     session.flush()
@@ -491,9 +495,3 @@ def versions(session: Session, repo: Repo) -> Sequence[RevisionRow]:
         RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.version).is_not(None)
     )
     return session.exec(query.order_by(col(RevisionRow.version))).all()
-
-
-def shared_statements(session: Session) -> set[str]:
-    """Ids of the asset statements whose files lie in the hub."""
-    query = select(RevisionRow.statement).where(RevisionRow.kind == "dataset")
-    return {statement for statement in session.exec(query) if statement is not None}

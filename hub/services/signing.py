@@ -14,15 +14,16 @@ from federation.licences import check_license
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict
-from hub.services import revisions, statements
+from hub.services import registry, revisions, statements
+from hub.services.remembering import keep_attachment
 from hub.services.repo_files import stored_manifest
 from hub.services.revisions import Kind, Repo, load, record_version, repo_not_found
-from hub.tables import RevisionRow
+from hub.tables import RevisionRow, SharedDatasetRow
 from storage.encoding import sha256_hex, unb64
 from storage.errors import Rejected
 from storage.manifests import Manifest, read_manifest
 from storage.signing import open_envelope
-from storage.statements import read_statement
+from storage.statements import Statement, read_statement
 
 
 def show(hub: Hub, session: Session, actor: Actor, kind: Kind, name: str, text: str) -> wire.Revision:
@@ -90,6 +91,7 @@ def share(hub: Hub, actor: Actor, name: str, post: wire.SharePost) -> wire.Revis
             raise repo_not_found(name)
         _check_draft(session, repo, manifest)
         _check_apart(hub, session, repo)
+        keep_attachment(hub.store, sha256_hex(croissant), croissant)
         row = statements.admit(session, hub.ledger, post.asset.encode(), {"croissant.json": croissant})
         signed = revisions.by_version(session, repo, version)
         if signed is None or signed.statement != row.id:
@@ -97,6 +99,19 @@ def share(hub: Hub, actor: Actor, name: str, post: wire.SharePost) -> wire.Revis
         made = revisions.by_version(session, repo, version)
         assert made is not None
         return _told(hub, session, repo, made)
+
+
+def restore(hub: Hub, session: Session, owner: str, manifest: Manifest, asset: Statement) -> None:
+    """Make a logged version's rows again; its blobs are held by the caller."""
+    name, version, now = manifest.name, asset.predicate["version"], hub.ledger.now()
+    repo = load(session, "dataset", name)
+    if repo is None:
+        session.add(SharedDatasetRow(name=name, owner=owner, visibility="gated", created_at=now))
+        session.flush()
+        repo = Repo("dataset", name, owner, "gated", now)
+    if revisions.by_version(session, repo, version) is None:
+        registry.add_files(session, manifest)
+        record_version(session, repo, manifest.asset_id, asset.id, version, now)
 
 
 def _check_papers(name: str, manifest: Manifest, croissant: bytes, bundle: str) -> int:

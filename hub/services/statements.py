@@ -16,6 +16,7 @@ from hub.access import Actor, Thing, decide, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, not_found
 from hub.ledger import Admitted, Ledger
+from hub.services.remembering import attachment, keep_attachment
 from hub.tables import (
     AttachmentRow,
     ModelRow,
@@ -59,9 +60,13 @@ def admit(
     return admitted.row
 
 
-def readmit(session: Session, ledger: Ledger, raw: bytes, leaf: bytes) -> Entry:
+def readmit(hub: Hub, session: Session, raw: bytes, leaf: bytes) -> Entry:
     """Log a published statement again that the database has lost (``services.restoring``)."""
-    admitted = ledger.replay(session, raw, leaf, parties_of)
+    admitted = hub.ledger.replay(session, raw, leaf, parties_of)
+    for subject in admitted.entry.statement.subjects:
+        data = attachment(hub.store, subject.digest) if subject.name == "croissant.json" else None
+        if data is not None and sha256_hex(data) == subject.digest:
+            _attach(session, admitted.entry, {subject.name: data})
     _index(session, admitted)
     return admitted.entry
 
@@ -147,8 +152,11 @@ def post(hub: Hub, session: Session, actor: Actor, request: wire.StatementPost) 
     # Standard kinds do not name their issuer: the ring that holds the key does, and admission finds it.
     issuer = statement.issuer if KINDS[statement.kind].own else actor.institution
     decide(actor, "post statement", Thing(f"{statement.kind} of {issuer}", issuer))
-    row = admit(session, hub.ledger, raw, _files(hub, request.attachments))
+    files = _files(hub, request.attachments)
+    row = admit(session, hub.ledger, raw, files)
     decide(actor, "post statement", Thing(f"{row.kind} {row.id}", row.issuer))
+    for data in files.values():
+        keep_attachment(hub.store, sha256_hex(data), data)
     return record_of(row)
 
 

@@ -16,15 +16,17 @@ import pytest
 from sqlmodel import col, select
 
 from federation.publishing import push_version
+from federation.signing_drafts import share_draft
 from hub.cli import dispatch
 from hub.services.restoring import Restored
 from hub.tables import InstitutionRow, LogSequenceRow, StatementRow, StatementSubjectRow, VersionRow
 from hub.terminal import Terminal
-from storage.errors import Exit, Rejected
+from storage.errors import Exit, FedhubError, Rejected
 from tests.alliances import FIRM, MODEL, OWNER, AllianceInProcess, open_alliance, weights
 from tests.databases import DATABASES
 from tests.hubs import HubInProcess, running_hub
 from tests.servers import free_port
+from tests.stock_http import Stock
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +140,82 @@ def test_database_from_an_old_backup_goes_on_without_a_fork(
         with again.client(alliance.homes[FIRM]) as firm:
             assert {file.name for file in firm.version(MODEL, 2).files} == {"model.safetensors", "README.md"}
             assert firm.pull(second.asset_id).grant
+
+
+def test_what_no_statement_says_is_set_again_and_what_is_lost_is_named(
+    hospital: Hospital, alliance: AllianceInProcess
+) -> None:
+    version = alliance.push({"model.safetensors": weights(1)}, tags=["kept"])
+    stock = Stock.of(alliance, OWNER)
+    with alliance.as_(OWNER) as owner:
+        owner.set_visibility(MODEL, "public")
+        leaked = owner.create_token("leaked", ["read"], valid_days=1)
+        alliance.hub.ledger.publish()
+        hospital.run("backup", str(hospital.folder / "backup"))
+        owner.set_visibility(MODEL, "private")  # closed since: a restored hub must not open it again
+        owner.revoke_token(leaked.id)
+        owner.tag(MODEL, "stable", version.version)
+        fresh = owner.create_token("fresh", ["read"], valid_days=1)
+    stock.create(f"{OWNER}/sketches")
+    stock.commit(f"{OWNER}/sketches", {"notes.txt": b"a draft"})
+    shared = _share(alliance, stock, f"{OWNER}/rows")
+    with alliance.as_(OWNER) as owner:
+        owner.set_dataset_visibility(f"{OWNER}/rows", "private")
+        croissant = owner.dataset(shared).croissant
+    alliance.hub.ledger.publish()
+
+    alliance.hub.database.engine.dispose()
+    restored = hospital.run("restore", str(hospital.folder / "backup"), "--replace").answer
+    assert restored["tags"] == [f"{MODEL}:stable"] and restored["versions"] == [f"{OWNER}/rows@1"]
+    assert sorted(restored["visibility"]) == [f"{MODEL} is private", f"{OWNER}/rows is private"]
+    assert restored["revoked"] == [f"{OWNER}: leaked"]
+    assert restored["lost_tokens"] == [f"{OWNER}: fresh"]
+    assert restored["lost_drafts"] == [f"{OWNER}/sketches"]
+    assert hospital.run("restore").answer["tags"] == []  # a second time there is nothing to do
+    with reopened(alliance) as again:
+        with again.client(alliance.homes[OWNER]) as owner:
+            assert owner.version(MODEL, 1).tags == ["kept", "stable"]
+            assert owner.dataset(shared).croissant == croissant and owner.dataset(shared).kept == "hub"
+        with again.client(alliance.homes[FIRM]) as firm, pytest.raises(FedhubError, match="E_NOT_FOUND"):
+            firm.model(MODEL)
+        with again.client(alliance.homes[FIRM]) as firm, pytest.raises(FedhubError, match="E_NOT_FOUND"):
+            firm.dataset(shared)
+        for token in (leaked.token, fresh.token):
+            assert again.http(token=token).get("/api/whoami-v2").status_code == 401
+
+
+def test_a_repository_that_was_removed_is_not_named_as_lost(
+    hospital: Hospital, alliance: AllianceInProcess
+) -> None:
+    alliance.hub.ledger.publish()
+    hospital.run("backup", str(hospital.folder / "backup"))
+    stock = Stock.of(alliance, OWNER)
+    stock.create(f"{OWNER}/gone")
+    body = {"name": "gone", "organization": OWNER, "type": "model"}
+    assert stock.http.request("DELETE", "/api/repos/delete", json=body).status_code == 200
+    alliance.hub.database.engine.dispose()
+    restored = hospital.run("restore", str(hospital.folder / "backup"), "--replace").answer
+    assert restored["lost_drafts"] == []
+
+
+def _share(alliance: AllianceInProcess, stock: Stock, name: str) -> str:
+    """A shared data set of the owner's; its asset id."""
+    stock.create(name, "dataset")
+    stock.commit(name, {"a.csv": b"a\n1\n"}, kind="dataset")
+    folder = alliance.folder / "rows"
+    folder.mkdir()
+    (folder / "a.csv").write_bytes(b"a\n1\n")
+    with alliance.as_(OWNER) as owner:
+        made = share_draft(
+            alliance.homes[OWNER],
+            owner,
+            name,
+            "main",
+            files=folder,
+            description="Rows.",
+            license_id="CC0-1.0",
+        )
+    return str(made.asset_id)
 
 
 @contextmanager

@@ -128,10 +128,10 @@ def _named(actor: Actor, kind: str | None, organization: str | None, name: str) 
 
 
 @router.delete("/api/repos/delete")
-def delete(session: WriteSession, actor: CurrentActor, request: OldRepo) -> dict[str, str]:
+def delete(hub: HubHere, session: WriteSession, actor: CurrentActor, request: OldRepo) -> dict[str, str]:
     """Forget a repository that holds drafts only."""
     kind, name = _named(actor, request.type, request.organization, request.name)
-    drafts.remove(session, actor, kind, name)
+    drafts.remove(hub, session, actor, kind, name)
     return {}
 
 

@@ -203,7 +203,7 @@ def add_tag(
     repo = revisions.find(hub, session, actor, kind, f"{ns}/{name}")
     revisions.check_writer(actor, repo)
     at = revisions.resolve(session, actor, repo, revision)
-    revisions.add_tag(session, actor, repo, request.tag, at, hub.ledger.now())
+    revisions.add_tag(hub, session, actor, repo, request.tag, at)
     return {}
 
 
