@@ -35,7 +35,9 @@ from federation.tensors import (
 )
 from storage.errors import Misuse, Rejected, Unchecked
 
-BLOCK = 1 << 19  # elements in memory at a time, over all sites together: few enough for the processor's caches
+BLOCK = (
+    1 << 19
+)  # elements in memory at a time, over all sites together: few enough for the processor's caches
 _NORM_PIECE = 1 << 13  # elements added up at a time for a distance: few enough for the processor's cache
 
 

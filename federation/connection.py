@@ -31,6 +31,7 @@ from storage.signing import key_hint
 ANSWER_LIMIT = 32 << 20  # bytes of one JSON answer
 ASSERTION_S = 50  # the hub accepts at most 60
 RENEW_BEFORE_S = 30
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRY_AGAIN = (502, 503, 504)
 # A hub that cannot be reached for one of these is not away: somebody has to mend something.
 NOT_AWAY = ("E_DNS", "E_TLS_CA", "E_TLS_EXPIRED", "E_TLS_NAME")
@@ -90,7 +91,7 @@ class HubConnection:
         self._lock = threading.Lock()
         self._patience_s = patience_s
         # A proxy of the environment is never asked for an address of this machine.
-        loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
+        loopback = parts.hostname in LOOPBACK
         self._http = httpx.Client(
             base_url=self.endpoint,
             transport=transport,
@@ -281,6 +282,24 @@ def error_of(response: httpx.Response) -> FedhubError:
     if status == 422 and problem.field is None:
         return Rejected(problem.code, problem.detail, problem.hint)
     return Refused(problem.code, problem.detail, problem.hint, status=status, field=problem.field)
+
+
+def ask_hub(endpoint: str, patience_s: float) -> tuple[wire.HubInfo, str | None]:
+    """What a hub says of itself to anybody, and the time of its answer; asked once.
+
+    Raises:
+        Unchecked: ``E_HUB_ANSWER``, and those of a hub that cannot be reached.
+    """
+    local = urlsplit(endpoint).hostname in LOOPBACK
+    try:
+        with httpx.Client(base_url=endpoint, timeout=patience_s, trust_env=not local) as client:
+            answer = client.get("/api/v1/hub")
+        return wire.HubInfo.model_validate_json(answer.content), answer.headers.get("date")
+    except ValidationError as error:
+        raise Unchecked("E_HUB_ANSWER", f"{endpoint} answers {answer.status_code} and is no hub") from error
+    except httpx.HTTPError as error:
+        away = Unchecked("E_HUB_UNREACHABLE", f"{endpoint}: {type(error).__name__}")
+        raise (explain(error, endpoint) or away) from error
 
 
 def _may_pass(error: BaseException) -> bool:

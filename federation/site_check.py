@@ -20,15 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.consents import find_consent
 from federation.home import Home, LocalDataset, decode_invitation
-from federation.reaching import Place, check_skew, explain, fleet_place, reach, read_roots, skew_s, trusting
+from federation.reaching import Place, check_skew, fleet_place, reach, read_roots, skew_s, trusting
 from storage.encoding import format_time, sha256_hex
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import hash_file, read_manifest
 from storage.signing import key_hint, read_private_key
 
 if TYPE_CHECKING:
-    import httpx
-
     from federation import wire
     from federation.client import HubClient
 
@@ -125,8 +123,10 @@ def check_hub(target: Target) -> Iterator[Finding]:
         yield skipped("clock", "the hub cannot be reached")
         yield from _check_fleet(target, None)
         return
+    from federation.connection import ask_hub
+
     try:
-        info, date = ask_hub(target.endpoint)
+        info, date = ask_hub(target.endpoint, ANSWER_S)
     except Unchecked as error:
         yield broken("hub's answer", error)
         yield from _check_fleet(target, None)
@@ -135,32 +135,6 @@ def check_hub(target: Target) -> Iterator[Finding]:
     yield look("clock", lambda: _clock(date, target.endpoint))
     yield from _check_fleet(target, info)
     yield look("download origin", lambda: _reached(place_of(info.log_base), None))
-
-
-def ask_hub(endpoint: str) -> "tuple[wire.HubInfo, str | None]":
-    """What the hub says of itself, and the time of its answer.
-
-    Raises:
-        Unchecked: ``E_HUB_ANSWER``, and those of a hub that cannot be reached.
-    """
-    import httpx
-    from pydantic import ValidationError
-
-    from federation.wire import HubInfo
-
-    local = urlsplit(endpoint).hostname in ("127.0.0.1", "::1", "localhost")
-    try:
-        with httpx.Client(base_url=endpoint, timeout=ANSWER_S, trust_env=not local) as client:
-            answer = client.get("/api/v1/hub")
-        return HubInfo.model_validate_json(answer.content), answer.headers.get("date")
-    except ValidationError as error:
-        raise Unchecked("E_HUB_ANSWER", f"{endpoint} answers {answer.status_code} and is no hub") from error
-    except httpx.HTTPError as error:
-        raise _away(error, endpoint) from error
-
-
-def _away(error: "httpx.HTTPError", endpoint: str) -> Unchecked:
-    return explain(error, endpoint) or Unchecked("E_HUB_UNREACHABLE", f"{endpoint}: {type(error).__name__}")
 
 
 def place_of(url: str) -> Place:
