@@ -1,6 +1,5 @@
-# Two images from one file:
-#   docker build --target hub -t fedhub:0.1.0 .      hub and coordinator; no PyTorch
-#   docker build --target lab -t fedhub-lab:0.1.0 .  a lab's agent, with PyTorch
+# Hub and coordinator; no PyTorch. A lab's agent is installed at its site, beside its data: pip install 'fedhub[lab]'.
+#   docker build --target hub -t fedhub:0.1.0 .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
@@ -28,16 +27,3 @@ USER 10001:10001
 EXPOSE 8000 8001 8003
 ENTRYPOINT ["fedhub"]
 CMD ["--home", "/var/lib/fedhub/operator", "hub", "up"]
-
-FROM base AS lab
-COPY requirements.lock ./
-RUN VIRTUAL_ENV=/opt/fedhub uv pip install --no-cache --require-hashes -r requirements.lock
-COPY pyproject.toml README.md ./
-COPY hub hub
-COPY federation federation
-COPY storage storage
-RUN VIRTUAL_ENV=/opt/fedhub uv pip install --no-cache --no-deps --no-build-isolation . && rm -rf /opt/src
-WORKDIR /var/lib/fedhub
-USER 10001:10001
-ENTRYPOINT ["fedhub"]
-CMD ["--home", "/var/lib/fedhub/home", "site", "up"]
