@@ -369,13 +369,12 @@ class RoundRow(SQLModel, table=True):
     input: str = digest()
     aggregate: str = digest(index=True)
     size: int = moment()
-    parts: list[str] | None = listed(nullable=True)
     seconds: float
     receipts: list[str] = listed()
     sites: dict[str, dict[str, float | int | str]] = listed()
     metrics: dict[str, float | int] = listed()
     closed_at: int = moment()
-    # where a server optimiser goes on: slot -> {"sha256", "size", "parts"}
+    # where a server optimiser goes on: slot -> {"sha256", "size"}
     state: dict[str, dict[str, Any]] | None = listed(nullable=True)
 
 

@@ -1,6 +1,6 @@
 """Large lists: each manifest's files as one text, what was ever released, indexes for the filters.
 
-Revision 0004, after 0003.
+Revision 0005, after 0004.
 """
 
 import json
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0004"  # after 0004, the statistics of runs (v0004_run_statistics.py)
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
