@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -109,6 +109,13 @@ def add_problems(app: FastAPI) -> None:
         _log.error("database: %s", type(error).__name__, exc_info=error)
         answer = problem(503, "E_DATABASE", "the hub's database does not answer", "Try again in a moment.")
         return _for_reader(request, answer)
+
+    @app.exception_handler(DataError)
+    def unfit(request: Request, error: DataError) -> Response:
+        # PostgreSQL holds no text with a NUL, which any address or JSON text can spell; SQLite does.
+        _log.warning("database: a value that it cannot hold in %s", request.method)
+        rule = "a text with a NUL, or a number out of range: the database cannot hold it"
+        return _for_reader(request, problem(422, "E_FIELD", rule, "Leave it out."))
 
     @app.exception_handler(Exception)
     def unknown(request: Request, error: Exception) -> Response:

@@ -184,6 +184,41 @@ def test_any_path_and_revision_is_found_or_refused_by_name(owner: Stock, raw: st
     assert answer.status_code < 500, (raw, revision)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/models/a%00/b",
+        f"/api/models/{REPO}/revision/x%00y",
+        f"/{REPO}/resolve/main/a%00b",
+        f"/{REPO}/resolve/m%00/ab",
+        "/api/models?search=%00&author=%00&cursor=%00",
+        "/api/v1/models/a%00/b",
+        "/api/v1/models?search=%00&tag=%00&owner=%00",
+        "/api/v1/datasets?kept=hub&search=%00&owner=%00",
+        "/api/v1/statements?issuer=%00",
+        "/api/v1/institutions/a%00",
+    ],
+)
+def test_a_nul_in_an_address_is_no_failure_of_the_hub(owner: Stock, path: str) -> None:
+    """PostgreSQL refuses a text with one, SQLite does not."""
+    _checked(owner.get(path))
+
+
+def test_a_nul_in_a_body_is_no_failure_of_the_hub(owner: Stock) -> None:
+    for key, value in (
+        ("header", {"summary": "a\0b"}),
+        ("header", {"summary": "a", "description": "\0"}),
+        ("header", {"summary": "a", "parentCommit": "abcde\0"}),
+        ("file", {"path": "a\0", "content": ""}),
+        ("deletedFile", {"path": "\0"}),
+    ):
+        answer = owner.commit_raw(REPO, json.dumps({"key": key, "value": value}).encode())
+        assert _checked(answer).status_code in (400, 422), value
+    files = [{"path": "a\0b", "size": 1}]
+    _checked(owner.http.post(f"/api/models/{REPO}/preupload/main", json={"files": files}))
+    _checked(owner.http.post("/api/lfs/a%00b"))
+
+
 # --- ranges -------------------------------------------------------------------------------------------------
 
 RANGES = st.text("bytes=-, 0123456789", max_size=24) | st.builds(

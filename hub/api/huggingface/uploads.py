@@ -237,7 +237,7 @@ class _Reading:
 
     def _header(self, said: dict[str, Any]) -> None:
         self.changes.title = _text(said, "summary")
-        self.changes.message = said["description"] if isinstance(said.get("description"), str) else ""
+        self.changes.message = _text(said, "description") if said.get("description") else ""
         self.changes.parent = _text(said, "parentCommit") if said.get("parentCommit") else None
         with self._hub.database.session_scope(write=False) as session:
             drafts.check_parent(session, self._repo, self._branch, self.changes.parent)
@@ -277,8 +277,8 @@ class _Reading:
 
 def _text(said: dict[str, Any], name: str) -> str:
     value = said.get(name)
-    if not isinstance(value, str):
-        raise _bad_line(f"{name} must be a text")
+    if not isinstance(value, str) or "\0" in value:
+        raise _bad_line(f"{name} must be a text without NUL")
     return value
 
 
