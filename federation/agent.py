@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +21,14 @@ from federation.app_training import AppRunner
 from federation.compression import Feedback
 from federation.consents import Consent, check_plan_allowed, find_consent
 from federation.deciding import read_checked_plan
-from federation.figures import FIGURES_FILE
-from federation.harmonising import STATISTICS_FILE
 from federation.home import Home, LocalDataset
-from federation.ledger import Answer, KeptOrder, KeptRefusal, SiteLedger
+from federation.ledger import Answer, KeptOrder, SiteLedger
 from federation.measuring import (
     JointScaling,
     Told,
     fetch_base,
     measure_benefit,
     measure_columns,
-    statistics_of_order,
 )
 from federation.messages import (
     InputReference,
@@ -44,38 +40,21 @@ from federation.messages import (
 )
 from federation.orders import Order, OrderDesk, read_order, told
 from federation.plan import TrainingPlan, build_recipe, check_recipe
-from federation.reaching import ON_THE_WAY
 from federation.recipes.base_files import find_base
 from federation.recipes.catalogue import RECIPES
 from federation.site_bases import base_folders
 from federation.site_log import SiteLog, at_work, explain_failure
 from federation.site_policy import read_policy
+from federation.site_word import SiteWord
 from storage.encoding import sha256_hex
-from storage.errors import FedhubError, Misuse, Refused, Rejected, Unchecked
+from storage.errors import Misuse, Refused, Rejected, Unchecked
 from storage.manifests import hash_file, read_manifest
-from storage.signing import open_envelope
-from storage.statements import read_statement
 
 if TYPE_CHECKING:
     from federation.client import HubClient
 
 KEPT_FILES = 2  # newest inputs and updates that stay on disk, to be sent or read again after a crash
 SPARE_BYTES = 256 << 20  # what an input must leave free on the disk, besides room for its update
-# Codes of what may pass by itself: the hub or its store is away, the disk is full.
-PASSING = frozenset(
-    {
-        *ON_THE_WAY,
-        "E_HUB_UNREACHABLE",
-        "E_HUB_ANSWER",
-        "E_STORE_UNREACHABLE",
-        "E_UPLOAD_CHECKING",
-        "E_BUSY",
-        "E_DISK_FULL",
-        "E_SITE_IO",
-        "E_SITE_DISK",
-    }
-)
-RECEIPT_FRESH_S = 480  # the hub admits a receipt within 10 minutes of its signing
 
 
 @dataclass(frozen=True)
@@ -108,6 +87,7 @@ class Agent:
         self._ledger = ledger
         self._clock = clock
         self._log = SiteLog(home)
+        self._word = SiteWord(home, client, ledger, self._log, clock=clock)
         self._desk = OrderDesk(home, client, clock=clock)
         self._scaling = JointScaling(client)
         self._apps = AppRunner(home, client)
@@ -136,9 +116,9 @@ class Agent:
         try:
             return self._perform(order, message)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
-            return self._refuse(order, explain_failure(error))
+            return self._word.refusal(order, explain_failure(error))
         except (Refused, Rejected, Unchecked) as error:
-            return self._refuse(order, error)
+            return self._word.refusal(order, error)
 
     def _perform(self, order: Order, message: OrderMessage) -> OrderReply:
         self._ledger.keep_order(
@@ -423,7 +403,7 @@ class Agent:
         update = None
         if answer.update_sha256 is not None:
             update = self._send_update(task.plan, answer)
-        receipt_id, bundle = self._log_receipt(task, answer)
+        receipt_id, bundle = self._word.receipt(task.order, task.consent, answer)
         return OrderReply(
             dataset=answer.dataset,
             update=update,
@@ -443,109 +423,6 @@ class Agent:
             sent = transfer.send_file(self._client, path, plan=plan.id, known=known, until_checked=False)
             upload = sent.id
         return UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)
-
-    def _log_receipt(self, task: Task, answer: Answer) -> tuple[str, bytes]:
-        """The receipt of an answer, in the log: as it is there, as it was signed, or signed afresh.
-
-        ``previous`` names the last receipt that the hub admitted; one that was not admitted in time is void,
-        and the fresh one follows the same.
-        """
-        if answer.logged and answer.receipt_id is not None and answer.receipt is not None:
-            return answer.receipt_id, answer.receipt
-        bundle = answer.receipt if self._still_fresh(answer.receipt) else None
-        if bundle is None:
-            bundle = self._sign_receipt(task, answer)
-            self._ledger.save_receipt(answer, open_envelope(bundle).id, bundle, logged=False)
-        files = {} if answer.figures is None else {FIGURES_FILE: answer.figures}
-        record = self._client.post_statement(bundle, files)
-        logged = record.bundle.encode()
-        self._check_own_receipt(answer, logged, record.id)
-        self._ledger.save_receipt(answer, record.id, logged, logged=True)
-        return record.id, logged
-
-    def _sign_receipt(self, task: Task, answer: Answer) -> bytes:
-        last = self._ledger.last_answer(answer.plan, answer.dataset, answer.action, logged=True)
-        members: dict[str, Any] = {
-            "action": answer.action,
-            "grant": task.consent.id,
-            "plan": answer.plan,
-            "round": answer.round,
-            "input": answer.input,
-            "examples": answer.examples,
-        }
-        if last is not None and last.receipt_id is not None:
-            members["previous"] = last.receipt_id
-        subjects = [("manifest.json", answer.dataset)]
-        if answer.update_sha256 is not None:
-            scaled_by = statistics_of_order(task.order.statement)
-            subjects = [("update.safetensors", answer.update_sha256)]
-            subjects += [] if scaled_by is None else [(STATISTICS_FILE, scaled_by)]
-        if answer.figures is not None:
-            subjects.append((FIGURES_FILE, sha256_hex(answer.figures)))
-        return self._home.sign("receipt", subjects, members, now=int(self._clock()))
-
-    def _still_fresh(self, bundle: bytes | None) -> bool:
-        if bundle is None:
-            return False
-        return self._clock() - read_statement(open_envelope(bundle)).issued_at < RECEIPT_FRESH_S
-
-    def _check_own_receipt(self, answer: Answer, bundle: bytes, receipt_id: str) -> None:
-        """The receipt that the hub says is in the log says what this site did.
-
-        Raises:
-            Rejected: ``E_RECEIPT``: the hub answers with another paper.
-        """
-        envelope = open_envelope(bundle)
-        says = read_statement(envelope).predicate
-        subject = read_statement(envelope).subject
-        found = (says.get("plan"), says.get("round"), says.get("action"), says.get("input"), subject)
-        wanted = (
-            answer.plan,
-            answer.round,
-            answer.action,
-            answer.input,
-            answer.update_sha256 or answer.dataset,
-        )
-        if envelope.id != receipt_id or found != wanted:
-            raise Rejected("E_RECEIPT", f"round {answer.round}: the hub logged another receipt, {receipt_id}")
-
-    def _refuse(self, order: Order, error: FedhubError) -> OrderReply:
-        """A signed no, in the ledger and, when the hub is there, in the log; unsigned without a key."""
-        self._log.line(error, order.id)
-        kept = self._ledger.refusal(order.id, error.code)
-        if kept is None:
-            members = {"order": order.id, "plan": order.plan, "round": order.round, "code": error.code}
-            subjects = [("input.safetensors", order.input)]
-            try:
-                bundle = self._home.sign("refusal", subjects, members, now=int(self._clock()))
-            except Unchecked as lost:
-                self._log.tell(lost)
-                note = RefusalNote(code=lost.code, message=told(lost)[:2000], statement=None)
-                return OrderReply(dataset=order.dataset, refusal=note)
-            kept = KeptRefusal(
-                order_id=order.id,
-                code=error.code,
-                plan=order.plan,
-                dataset=order.dataset,
-                round=order.round,
-                message=told(error),
-                refused_at=int(self._clock()),
-                id=open_envelope(bundle).id,
-                bundle=bundle,
-                logged=False,
-            )
-            self._ledger.save_refusal(kept)
-        if not kept.logged:
-            with suppress(FedhubError):  # it stays in the ledger; the coordinator gets it with the reply
-                self._client.post_statement(kept.bundle)
-                self._ledger.refusal_logged(kept.id)
-        note = RefusalNote(
-            code=error.code,
-            message=told(error)[:2000],
-            statement=kept.bundle.decode(),
-            again=error.code in PASSING,
-        )
-        return OrderReply(dataset=order.dataset, refusal=note)
 
 
 def _keep_newest(folder: Path) -> None:

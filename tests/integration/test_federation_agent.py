@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from federation import agent as agent_module
-from federation import training, transfer
+from federation import site_word, training, transfer
 from federation.agent import Agent
 from federation.compression import Feedback
 from federation.home import Home
@@ -334,7 +334,7 @@ def test_a_receipt_that_was_not_admitted_in_time_is_signed_afresh_after_the_same
     monkeypatch.undo()
     void = site.ledger.last_answer(site.plan, site.dataset, "train")
     assert void is not None and not void.logged
-    monkeypatch.setattr(agent_module, "RECEIPT_FRESH_S", -1)
+    monkeypatch.setattr(site_word, "RECEIPT_FRESH_S", -1)
     reply = site.do(2)
     assert reply.receipt is not None and first.receipt is not None
     assert reply.receipt.id != void.receipt_id
