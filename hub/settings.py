@@ -319,6 +319,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 "FEDHUB_PORT and FEDHUB_DOWNLOAD_PORT must differ: downloads need an origin of their own"
             )
+        own = origin_of(self.public)
+        for variable, address in (
+            ("FEDHUB_DOWNLOAD_URL", self.downloads),
+            ("FEDHUB_STORE_PUBLIC_URL", self.store_public),
+        ):
+            if origin_of(address) == own and own[2]:  # port 0: a free one is taken
+                raise ValueError(
+                    f"{variable} and FEDHUB_PUBLIC_URL must differ in scheme, host or port: clients would"
+                    " send their token along, and stores refuse an address that is signed and bears one"
+                )
         return self
 
     @classmethod
@@ -398,6 +408,17 @@ class Settings(BaseSettings):
     def _reachable(self) -> str:
         everywhere = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
         return "127.0.0.1" if self.listen in everywhere else self.listen
+
+
+def origin_of(address: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a web address: what clients compare before they send a token on.
+
+    >>> origin_of("https://Hub.example/x") == origin_of("https://hub.example:443")
+    True
+    """
+    parts = urlsplit(address)
+    default = {"http": 80, "https": 443}.get(parts.scheme, 0)
+    return parts.scheme, parts.hostname or "", default if parts.port is None else parts.port
 
 
 class FileVariables(PydanticBaseSettingsSource):

@@ -362,3 +362,16 @@ def test_guessing_logins_is_slowed_down(tmp_path: Path) -> None:
         assert statuses == [401] * 5 + [429] * 3
         with hub.client(hub.operator) as client:
             assert client.whoami().role == "operator"  # whoever shares the address is not shut out
+
+
+def test_a_token_is_revoked_also_while_the_store_is_away(
+    hub: HubInProcess, lab: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise Unchecked("E_STORE_AWAY", "the store cannot be reached")
+
+    with hub.client(lab) as client:
+        made = client.create_token("leaked", ["read"], valid_days=1)
+        monkeypatch.setattr(hub.hub.store, "put", away)
+        client.revoke_token(made.id)
+    assert whoami(hub, str(made.token))[0] == 401

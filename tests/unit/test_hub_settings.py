@@ -78,6 +78,15 @@ def test_the_download_origin_cannot_be_the_api_s_own() -> None:
         load_settings(port=9000, download_port=9000)
 
 
+@pytest.mark.parametrize("name", ["download_url", "store_public_url"])
+@pytest.mark.parametrize("address", ["https://hub.example", "https://HUB.example:443/files"])
+def test_no_address_that_tokens_must_not_reach_is_of_the_api_s_origin(name: str, address: str) -> None:
+    with pytest.raises(Unchecked, match=f"FEDHUB_{name.upper()}.*would send"):
+        load_settings(public_url="https://hub.example", **{name: address})
+    for other in ("http://hub.example", "https://hub.example:8001", "https://files.example"):
+        load_settings(public_url="https://hub.example", **{name: other})
+
+
 @pytest.mark.parametrize("address", ["ftp://hub", "hub.example", "https://hub/?x=1"])
 def test_a_public_address_that_is_no_web_address_is_refused(address: str) -> None:
     with pytest.raises(Unchecked, match="FEDHUB_PUBLIC_URL"):
