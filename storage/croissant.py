@@ -1,7 +1,8 @@
 """A dataset's public description, a Croissant 1.1 file: what the data look like and what they are for.
 
 It names file sets and never a file, column names and types and never a value, rounded row counts and never
-a size or a digest. The exact files stand in the salted manifest, which stays at the site.
+a size or a digest. The exact files stand in the salted manifest, which stays at the site. Where the owner
+shares the files on purpose (a manifest without salt) they are described one by one as well.
 """
 
 import re
@@ -14,7 +15,7 @@ from urllib.parse import quote
 from storage.encoding import canonical, format_time
 from storage.errors import Rejected
 from storage.kinds import NAMESPACE
-from storage.manifests import Manifest
+from storage.manifests import FileEntry, Manifest
 from storage.members import duo_term
 from storage.members import license_id as check_license
 from storage.tables import Table, read_tables, told_rows
@@ -116,6 +117,9 @@ _FORMATS = {
     ".txt": "text/plain",
     ".wav": "audio/wav",
 }
+ON_SITE = "Files that stay at the site of their owner."
+SHARED = "Files that their owner put into the hub on purpose."
+SHARED_FILES = 500  # described one by one
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _SPDX_ID = re.compile(r"(?!LicenseRef-|DocumentRef-)[A-Za-z0-9.-]+\+?")
 
@@ -133,7 +137,8 @@ def make_croissant(
 
     Args:
         folder: where the files are.
-        manifest: of these files; only its name and the suffixes of its files are used.
+        manifest: of these files. With a salt they stay on-site: only its name and the suffixes of its files
+            are used. Without one they are shared: files are described by name, size and digest too.
         description: for people, one to 4,096 characters.
         license_id: SPDX expression.
         duo: terms of use, such as ``DUO:0000042``, which grants repeat in their condition ``duo``.
@@ -155,13 +160,11 @@ def make_croissant(
         "name": manifest.name,
         "description": description,
         "url": f"{NAMESPACE}dataset/{manifest.name}",
-        "license": f"https://spdx.org/licenses/{license_id}"
-        if _SPDX_ID.fullmatch(license_id)
-        else license_id,
+        "license": _license(license_id),
         "creator": {"@type": "sc:Organization", "name": manifest.name.partition("/")[0]},
         "datePublished": format_time(int(time()) if now is None else now)[:10],
         "usageInfo": [_term(code) for code in sorted(set(duo))],
-        "distribution": [_file_set(suffix) for suffix in sorted({_suffix(name) for name in names})],
+        "distribution": _distribution(manifest),
         "recordSet": [_record_set(table, number) for number, table in enumerate(tables, start=1)],
     }
     return canonical({name: value for name, value in document.items() if value != []}, code="E_DATA")
@@ -191,12 +194,32 @@ def _set_id(suffix: str) -> str:
     return f"{suffix[1:]}-files" if suffix else "files"
 
 
-def _file_set(suffix: str) -> dict[str, Any]:
+def _distribution(manifest: Manifest) -> list[dict[str, Any]]:
+    """Kinds of files; where they are shared also the files themselves, the first so many by name."""
+    shared = manifest.salt is None
+    where = SHARED if shared else ON_SITE
+    files = [_file_object(entry) for entry in manifest.files[:SHARED_FILES]] if shared else []
+    return files + [_file_set(suffix, where) for suffix in sorted({_suffix(e.name) for e in manifest.files})]
+
+
+def _file_object(entry: FileEntry) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": f"file/{quote(entry.name)}",
+        "name": entry.name,
+        "contentUrl": quote(entry.name),  # beside this description, in the folder that a pull gives
+        "contentSize": f"{entry.size} B",
+        "encodingFormat": _FORMATS.get(_suffix(entry.name), "application/octet-stream"),
+        "sha256": entry.sha256,
+    }
+
+
+def _file_set(suffix: str, where: str) -> dict[str, Any]:
     return {
         "@type": "cr:FileSet",
         "@id": _set_id(suffix),
         "name": _set_id(suffix),
-        "description": "Files that stay at the site of their owner.",
+        "description": where,
         "encodingFormat": _FORMATS.get(suffix, "application/octet-stream"),
         "includes": f"**/*{suffix}",
     }

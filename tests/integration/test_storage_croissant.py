@@ -122,6 +122,18 @@ def test_file_sets_tell_kinds_of_files_only(folder: Path) -> None:
     }
 
 
+def test_shared_files_are_described_one_by_one_for_who_has_them(folder: Path) -> None:
+    manifest = build_manifest(folder, NAME)  # without salt: they lie in the hub
+    raw = make_croissant(folder, manifest, description="Digits", license_id="CC0-1.0", now=NOW)
+    document = json.loads(raw)
+    files = [found for found in document["distribution"] if found["@type"] == "cr:FileObject"]
+    assert {(found["name"], found["contentSize"], found["sha256"]) for found in files} == {
+        (entry.name, f"{entry.size} B", entry.sha256) for entry in manifest.files
+    }
+    assert "stay at the site" not in raw.decode()
+    assert mlcroissant.Dataset(jsonld=document).metadata.ctx.issues.errors == set()
+
+
 def test_terms_of_use_are_duo_terms_in_order(folder: Path) -> None:
     _, document = described(folder)
     assert document["usageInfo"] == [
