@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from federation import transfer, wire
+from federation import small_files, transfer, wire
 from federation.client import HubClient
 from federation.deciding import (
     approvals_of,
@@ -89,7 +89,14 @@ def downloads(alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch) -> N
                 url = http.get(urlsplit(url).path, follow_redirects=False).headers["location"]
         plain(url, path, *args, **named)
 
+    def fetch_bytes(url: str, size: int) -> bytes:
+        with alliance.http(downloads=True) as http:
+            data = http.get(urlsplit(url).path).content
+        assert len(data) == size
+        return data
+
     monkeypatch.setattr(transfer, "fetch", fetch)
+    monkeypatch.setattr(small_files, "fetch_bytes", fetch_bytes)
 
 
 def owner_of(alliance: AllianceInProcess) -> tuple[Home, HubClient]:
