@@ -259,10 +259,15 @@ def test_a_fault_on_the_way_to_the_fleet_is_told_alike_everywhere_and_found_by_a
 
 
 @pytest.mark.slow
-def test_a_node_that_is_refused_and_an_agent_that_is_killed_are_told_alike_everywhere(served: Served) -> None:
+def test_a_node_that_is_refused_and_an_agent_that_is_killed_are_told_alike_everywhere(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with listener(served.authority.context(served.folder), answer) as port:
         home = served.home(f"127.0.0.1:{port}", served.authority.pem)
+        # The agent's child connects where the hub says that its Fleet address is.
+        settings = served.alliance.hub.settings.__dict__
+        monkeypatch.setitem(settings, "fleet_public", f"127.0.0.1:{port}")
         with site(home) as log:
             # The child's own lines go to its standard error; the trouble it noted is what the supervisor tells.
             wait_for(lambda: newest(home) == "E_NODE_REFUSED", "the refusal", 60)
