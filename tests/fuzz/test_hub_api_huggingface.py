@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -241,6 +242,9 @@ def test_a_range_is_a_slice_of_the_file_or_none(owner: Stock, text: str) -> None
         assert answer.content == DATA
     else:
         assert answer.headers["content-range"] == f"bytes */{len(DATA)}" and answer.content == b""
+    backwards = re.fullmatch("bytes=([0-9]{1,15})-([0-9]{1,15})", text)
+    if backwards and int(backwards[1]) > int(backwards[2]):
+        assert answer.status_code == 200, "RFC 9110, section 14.1.1: to be ignored"
 
 
 # --- Xet ----------------------------------------------------------------------------------------------------

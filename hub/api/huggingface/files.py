@@ -120,6 +120,8 @@ def _window(text: str, size: int) -> tuple[int, int] | None:
         return None
     if match[3]:
         return max(0, size - int(match[3])), size
+    if match[2] and int(match[2]) < int(match[1]):
+        return None  # RFC 9110, section 14.1.1: no range, to be ignored
     end = min(size, int(match[2]) + 1) if match[2] else size
     return int(match[1]), end
 
