@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.app_bundle import read_bundle, unpack
+from federation.app_bundle import CONTENT, read_bundle, unpack
 from storage.encoding import sha256_hex
 from storage.errors import Rejected
 from tests.unit.test_federation_app_bundle import FILES, pack
@@ -51,7 +51,8 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_si
 def test_whatever_reads_is_unpacked_below_its_folder(files: dict[str, bytes]) -> None:
     import tempfile
 
-    raw = pack({**FILES, **{name: data for name, data in files.items() if "\x00" not in name}})
+    named = {name: data for name, data in files.items() if "\x00" not in name and name != CONTENT}
+    raw = pack({**FILES, **named})
     if not read_or_refused(raw):
         return
     with tempfile.TemporaryDirectory() as place:
