@@ -59,7 +59,9 @@ def read_view(text: str) -> View:
         terms=[
             Term(_text(one, "termCode"), _text(one, "name")) for one in _objects(document.get("usageInfo"))
         ],
-        formats=[_text(one, "encodingFormat") for one in _objects(document.get("distribution"))],
+        formats=list(
+            dict.fromkeys(_text(one, "encodingFormat") for one in _objects(document.get("distribution")))
+        ),
         tables=[
             TableView(
                 _text(one, "name"),

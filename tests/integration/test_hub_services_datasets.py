@@ -188,6 +188,7 @@ def test_pages_show_both_kinds_and_only_shared_ones_how_to_pull(world: World) ->
         "gated",
     ):
         assert shown in shared, shown
+    assert shared.count("text/csv") == shared.split("The whole Croissant file")[1].count("text/csv") + 1
     assert "stays on-site" not in shared and "files in this hub" in shared
     stays = firm.get(f"/datasets/{world.stays.asset_id}").text
     assert "stays on-site" in stays and "How to pull" not in stays and "train.csv" not in stays
