@@ -11,8 +11,10 @@ process when the hub refuses the node, so this is a child (``python -m federatio
 import argparse
 import fcntl
 import json
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -161,6 +163,7 @@ def serve_node(home: Home) -> NoReturn:
     """Be this home's Flower node until SIGTERM, which deactivates it."""
     keep_quiet(home.site / "flower")
     lock = take_lock(home)
+    _keep_scratch(home)
     private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
     keys = (private, private.public_key())
     roots = read_roots(home.path)
@@ -177,6 +180,14 @@ def serve_node(home: Home) -> NoReturn:
             short = 0 if time.monotonic() - began > STEADY_S else short + 1
             print(f"the connection to {home.fleet} has ended; connecting again", file=sys.stderr, flush=True)
     raise Unchecked("E_FLEET", f"the connection to {home.fleet} ended {SHORT_LIVES} times at once")
+
+
+def _keep_scratch(home: Home) -> None:
+    """Let whatever is written for a while lie below the home, and nothing of an earlier life."""
+    scratch = home.site / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    tempfile.tempdir = str(scratch)
 
 
 def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
