@@ -317,12 +317,13 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         hub.store.delete(spare)
-    _drop_others(hub, row)
+    if row.parts is None and row.size > PART_BYTES:
+        _drop_parts(hub, row)
     return row
 
 
-def _drop_others(hub: Hub, stored: UploadRow) -> None:
-    """Forget what the same uploader began to send of the same bytes in another way."""
+def _drop_parts(hub: Hub, stored: UploadRow) -> None:
+    """Forget the parts that the same uploader began with before the file went whole."""
     with hub.database.session_scope() as session:
         query = select(UploadRow).where(
             UploadRow.uploader == stored.uploader,
@@ -435,15 +436,19 @@ def drop_updates(hub: Hub, plan: str, digests: Iterable[str] | None = None) -> N
         uploads = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "stored")
         if digests is not None:
             uploads = uploads.where(col(UploadRow.sha256).in_(set(digests)))
+        dropped = set()
         for row in session.exec(uploads).all():
             if row.uploader == COORDINATOR_NAME and (
                 row.sha256 in kept or _is_aggregate(session, row.sha256)
             ):
                 continue
             session.delete(row)
-            session.flush()
-            blob = hold_blob(session, row.sha256)
-            if blob is not None and not needed(session, [row.sha256]):
+            dropped.add(row.sha256)
+        session.flush()
+        blobs = [hold_blob(session, sha256) for sha256 in sorted(dropped)]
+        wanted = needed(session, dropped)
+        for blob in blobs:
+            if blob is not None and blob.sha256 not in wanted:
                 session.delete(blob)
                 keys.append(blob.key)
     for key in keys:
