@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO_DIR ?= .fedhub/demo
 PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-engines test-slow test-faults test-compose lint bench bench-rounds package lock env clean
@@ -28,13 +29,13 @@ demo: setup ## The main job, end to end, on real processes: three labs, rounds, 
 	$(BIN)/fedhub demo --dir $(DEMO_DIR)
 
 test: setup ## The tests (under 10 minutes; no service needed)
-	$(PYTEST) -m "not slow and not fault and not compose" -n 2 --dist loadgroup
+	$(PYTEST) -m "not slow and not fault and not compose" -n $(WORKERS) --dist loadfile
 
 test-engines: setup ## The tests of stores, databases and services on PostgreSQL and a real S3 server
-	$(BIN)/python -m tests.servers $(PYTEST) tests/integration -m "not slow and not fault" -n 2 --dist loadgroup
+	$(BIN)/python -m tests.servers $(PYTEST) tests/integration -m "not slow and not fault" -n $(WORKERS) --dist loadfile
 
 test-slow: setup ## Tests that take real processes for a minute or more
-	$(PYTEST) -m "slow and not fault"
+	$(PYTEST) -m "slow and not fault" -n 2 --dist loadfile
 
 test-faults: setup ## kill -9 of every process in real runs (FEDHUB_FAULT_POINTS=50 FEDHUB_FAULT_SEED=1)
 	$(PYTEST) -m fault -s

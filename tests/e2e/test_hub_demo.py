@@ -21,7 +21,7 @@ from hub.demo.journey import ROUNDS
 from storage.signing import open_envelope
 from storage.statements import Statement, read_statement
 
-pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 MEMBERS = {
     "seconds_per_round",

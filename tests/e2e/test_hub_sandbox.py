@@ -28,7 +28,7 @@ from hub.cli import dispatch
 from hub.demo.journey import PARAMETERS, RECIPE
 from hub.terminal import Terminal
 
-pytestmark = [pytest.mark.xdist_group("sandbox"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(400)]
 
 ROLES = {
     "operator.example": "operator",

@@ -24,7 +24,7 @@ from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance
 from tests.servers import free_port
 from tests.stock_environments import HUB_CLIENTS, python_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("huggingface")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIENTS = Path(__file__).parent / "stock_clients"
 RUN_S = 300
 CUT_BYTES = 11_000_000  # clients write pieces of 10 MB: less would leave them nothing to go on from

@@ -32,7 +32,7 @@ from hub.demo.journey import PARAMETERS, RECIPE
 from storage.errors import Exit
 
 QUIET = {"PYTHONDONTWRITEBYTECODE": "1"}  # else the interpreter writes beside the code it reads
-pytestmark = [pytest.mark.xdist_group("sandbox"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(400)]
 
 WATCHED_NODE = """
 import json, os, socket, ssl, sys

@@ -31,8 +31,6 @@ OWNER, FIRM = "owner.example", "firm.example"
 NAME = f"{OWNER}/m"
 ROLES = {OWNER: "owner", FIRM: "firm"}
 
-pytestmark = pytest.mark.xdist_group("transfers")
-
 
 class Alliance:
     """A hub process, an owner and a firm, all used by their commands."""

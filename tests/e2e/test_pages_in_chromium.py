@@ -34,7 +34,7 @@ from tests.alliances import (
 from tests.integration.test_hub_services_figures import told
 from tests.stock_http import Stock
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
+pytestmark = [pytest.mark.slow]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 FLAGS = [

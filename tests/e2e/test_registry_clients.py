@@ -21,7 +21,7 @@ from tests.live_hubs import Watched, serving
 from tests.servers import free_port
 from tests.stock_environments import oras_program, python_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("registries")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CLIENTS = Path(__file__).parent / "stock_clients"
 RUN_S = 120
 BIG = os.urandom(3 << 20)
