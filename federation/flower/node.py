@@ -284,8 +284,10 @@ def _wait_admitted(home: Home, keys: Keys, roots: bytes) -> None:
         try:
             with _fleet(home, keys, roots) as fleet:
                 node_id = fleet.ActivateNode(asked).node_id
-                _note_lease(home, node_id)
-                fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+                try:
+                    _note_lease(home, node_id)
+                finally:  # also when SIGTERM comes here
+                    fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
         except httpx.HTTPError as error:
             if time.monotonic() - began > TOLD_S:
                 log.tell(_in_the_way(error, home.fleet))
