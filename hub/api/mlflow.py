@@ -374,7 +374,7 @@ def artifact(
 def _place(hub: Hub, session: Session, actor: Actor, path: str) -> tuple[Repo, RevisionRow, str]:
     """Model, first commit of the version, and the path inside of it."""
     parts = path.strip("/").split("/")
-    if len(parts) < 3 or any(part in ("", ".", "..") for part in parts):
+    if len(parts) < 3 or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise bad_field("path", f"expected institution/model/version[/file], found {shown(path)}")
     repo = revisions.find(hub, session, actor, "model", "/".join(parts[:2]))
     row = revisions.by_version(session, repo, _number(parts[2]))

@@ -245,7 +245,7 @@ def test_bad_question_is_refused_in_mlflows_own_form(
         (f"/{OWNER}/flow/2", 404),
         (f"/{OWNER}/flow/2/sub", 404),
         (f"/{OWNER}/flow/2/fedhub/other.json", 404),
-        (f"/{OWNER}/flow/2/%00", 404),
+        (f"/{OWNER}/flow/2/%00", 400),
     ],
 )
 def test_artifact_path_that_names_no_file_is_refused(
