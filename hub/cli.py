@@ -189,5 +189,7 @@ def _explain_missing(terminal: Terminal, argv: list[str], error: ModuleNotFoundE
         return _explain(terminal, Exit.FAILED, "E_CRASH", f"cannot import {error.name}", "reinstall fedhub")
     if extra == "lab" and "hub" in argv[:4]:
         extra = "hub"
+    if {"demo", "sandbox"} & set(argv[:4]):  # they need all of it, whatever was missed first
+        extra = "demo"
     message = f"this command needs {missing}, which is not installed"
     return _explain(terminal, Exit.FAILED, "E_EXTRA", message, f"pip install 'fedhub[{extra}]'")

@@ -78,7 +78,7 @@ def test_the_base_install_verifies_and_holds_no_server_and_no_training(auditor: 
     [
         (("hub", "up"), "hub"),
         (("institution", "create", "firm.example", "--invitation", "code"), "pull"),
-        (("demo", "--dir", "demo"), "hub"),
+        (("demo", "--dir", "demo"), "demo"),
     ],
 )
 def test_a_command_whose_extra_is_missing_names_it(
