@@ -8,17 +8,16 @@ download origin, to which an artifact redirects. Source: MLflow's REST API 2.0, 
 
 import logging
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from sqlmodel import Session, select
 
 from hub.access import Actor
 from hub.api.auth import CurrentActor, HubHere, ReadSession
+from hub.api.client_errors import ClientRoute
 from hub.context import Hub
 from hub.errors import bad_field, status_of
 from hub.services import downloads, lookup, revisions
@@ -52,24 +51,14 @@ _HIDING = ("E_REPOSITORY", "E_GATED")  # who sent no token is asked for one
 _log = logging.getLogger("fedhub.mlflow")
 
 
-class MlflowRoute(APIRoute):
+class MlflowRoute(ClientRoute):
     """A route whose errors MLflow understands."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler of every request."""
-        inner = super().get_route_handler()
+    def refuse(self, request: Request, error: FedhubError) -> Response:
+        return refusal(request, error)
 
-        async def handle(request: Request) -> Response:
-            try:
-                return await inner(request)
-            except FedhubError as error:
-                return refusal(request, error)
-            except RequestValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(str(step) for step in first["loc"] if step not in ("body", "query", "path"))
-                return said(400, f"{field or 'body'}: {first['msg']}")
-
-        return handle
+    def misread(self, text: str) -> Response:
+        return said(400, text)
 
 
 router = APIRouter(route_class=MlflowRoute, include_in_schema=False)

@@ -10,17 +10,15 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from hub.access import ANONYMOUS
 from hub.api.auth import HubHere, ReadSession
+from hub.api.client_errors import ClientRoute
 from hub.context import Hub
 from hub.errors import status_of
 from hub.services import downloads, oci
@@ -59,24 +57,14 @@ def bad(code: str, message: str, hint: str = "", *, status: int = 400) -> Bad:
     return Bad(code, message, hint, status=status)
 
 
-class OciRoute(APIRoute):
+class OciRoute(ClientRoute):
     """A route whose errors registries' clients understand."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler of every request."""
-        inner = super().get_route_handler()
+    def refuse(self, request: Request, error: FedhubError) -> Response:
+        return refusal(request, error)
 
-        async def handle(request: Request) -> Response:
-            try:
-                return await inner(request)
-            except FedhubError as error:
-                return refusal(request, error)
-            except RequestValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(str(step) for step in first["loc"][1:])
-                return said(400, "UNSUPPORTED", f"{field}: {first['msg']}")
-
-        return handle
+    def misread(self, text: str) -> Response:
+        return said(400, "UNSUPPORTED", text)
 
 
 router = APIRouter(route_class=OciRoute, include_in_schema=False)

@@ -5,14 +5,11 @@ missing repository over https and as a bare HTTP error over http.
 """
 
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 
+from hub.api.client_errors import ClientRoute
 from hub.errors import status_of
 from storage.errors import FedhubError, Refused
 
@@ -27,24 +24,14 @@ BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - the te
 _log = logging.getLogger("fedhub.huggingface")
 
 
-class StockRoute(APIRoute):
+class StockRoute(ClientRoute):
     """A route whose errors stock clients understand."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler of every request."""
-        inner = super().get_route_handler()
+    def refuse(self, request: Request, error: FedhubError) -> Response:
+        return refusal(request, error)
 
-        async def handle(request: Request) -> Response:
-            try:
-                return await inner(request)
-            except FedhubError as error:
-                return refusal(request, error)
-            except RequestValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(str(step) for step in first["loc"] if step not in ("body", "query", "path"))
-                return said(400, None, f"{field or 'body'}: {first['msg']}", "E_FIELD")
-
-        return handle
+    def misread(self, text: str) -> Response:
+        return said(400, None, text, "E_FIELD")
 
 
 def refusal(request: Request, error: FedhubError, **headers: str) -> JSONResponse:
