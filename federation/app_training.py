@@ -36,12 +36,16 @@ _METRIC = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class AppRunner:
-    """The apps of one site: one warm child at a time, the last one used."""
+    """The apps of one site: one warm child at a time, the last one used.
 
-    def __init__(self, home: Home, client: "HubClient") -> None:
+    Args:
+        folder: the name of a folder below the site's, which no other runner uses at the same time.
+    """
+
+    def __init__(self, home: Home, client: "HubClient", folder: str = "apps") -> None:
         self._home = home
         self._client = client
-        self._folder = home.site / "apps"
+        self._folder = home.site / folder
         self._policy: AppPolicy | None = None
         self._checked: tuple[AppTerms, AppBundle] | None = None
         self._child: AppProcess | None = None

@@ -2,15 +2,20 @@
 
 The weights are those of the run's last aggregate, which the version's manifest and the operator's round
 statement both name. Using the rows is a use of the consent, so an ``evaluate`` receipt is logged before the
-result is. The metrics leave the site as two numbers and a count; rows never do.
+result is. The metrics leave the site as two numbers and a count; rows never do. Where the plan names an app,
+the app measures, confined as in a round.
 """
 
+import fcntl
+import time
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation import transfer
+from federation.app_process import AppPolicy
+from federation.app_training import AppRunner
 from federation.consents import Consent, check_plan_allowed, find_consent
 from federation.deciding import read_checked_plan, read_signed
 from federation.home import Home, LocalDataset
@@ -18,7 +23,7 @@ from federation.ledger import SiteLedger
 from federation.plan import TrainingPlan
 from federation.site_bases import base_folders
 from federation.site_policy import read_policy
-from storage.errors import Refused, Rejected
+from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import build_manifest, read_manifest
 from storage.signing import open_envelope
 from storage.statements import Statement, read_statement
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from federation.client import HubClient
 
 METRIC = "accuracy"
+APP_FOLDER = "evaluations"  # below the site's; the agent's own apps have another
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Evaluation:
     """What one lab measured and signed.
 
     Attributes:
+        majority: accuracy of naming the commonest label; None where an app measured, which cannot say so.
+        loss: None where an app told none.
         passed: what the logged result says.
         repeated: whether another result was logged before: there is one per version and consent.
     """
@@ -42,8 +50,8 @@ class Evaluation:
     institution: str
     dataset: str
     accuracy: float
-    majority: float
-    loss: float
+    majority: float | None
+    loss: float | None
     examples: int
     passed: bool
     repeated: bool
@@ -66,7 +74,8 @@ def evaluate_version(
         at_least: the accuracy that counts as passed; what naming the commonest label reaches, when None.
     Raises:
         Refused: no plan, no dataset of this home in it, or no consent to evaluate.
-        Rejected: weights, plan or data are not what was signed.
+        Rejected: weights, plan or data are not what was signed; an app did not do its part (``E_APP_…``).
+        Unchecked: ``E_USAGE``: the plan names an app, and ``at_least`` is None.
     """
     if version.plan is None:
         message = f"{version.name}@{version.version} was not made by a plan's run"
@@ -75,6 +84,9 @@ def evaluate_version(
     own = [site.dataset for site in plan.sites if site.institution == home.institution]
     if not own:
         raise Refused("E_PLAN", f"plan {plan.id} does not name {home.institution}", "participants evaluate")
+    if plan.config.app is not None and at_least is None:
+        message = f"plan {plan.id} names an app, which does not say what guessing reaches"
+        raise Unchecked("E_USAGE", message, "say which accuracy passes, such as --at-least 0.90")
     last = _last_round(home, client, plan)
     _check_weights(version, plan, last)
     done = []
@@ -84,7 +96,10 @@ def evaluate_version(
         dataset = home.dataset(asset_id)
         _check_data(dataset)
         weights = _fetch_weights(home, client, plan, last.subject)
-        found = _measure(home, client, plan, last, weights, dataset)
+        if plan.config.app is None:
+            found = _measure(home, client, plan, last, weights, dataset)
+        else:
+            found = _ask_app(home, client, plan, last, weights, dataset)
         _check_cohort(home, plan, int(found["examples"]))
         receipt = _receipt(home, client, consent, last, int(found["examples"]))
         done.append(_sign_result(home, client, version, plan, consent, found, receipt, at_least))
@@ -150,6 +165,42 @@ def _measure(
         weights.unlink()
 
 
+def _ask_app(
+    home: Home,
+    client: "HubClient",
+    plan: TrainingPlan,
+    last: Statement,
+    weights: Path,
+    dataset: LocalDataset,
+) -> dict[str, float | int]:
+    """What the plan's app measures in a child of its own, one command at a time; the agent's goes on.
+
+    Raises:
+        Rejected: as ``AppRunner``; ``E_APP_REPLY``: it tells no accuracy.
+    """
+    folder = home.site / APP_FOLDER
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    runner = AppRunner(home, client, APP_FOLDER)
+    with (folder / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            runner.prepare(plan)
+            found = runner.evaluate(
+                plan,
+                weights,
+                dataset.folder,
+                last.predicate["round"],
+                seconds=min(plan.expires - time.time(), AppPolicy.of_surroundings().seconds),
+            )
+        finally:
+            runner.close()
+            weights.unlink()
+    if not 0 <= found.get(METRIC, -1) <= 1:
+        rule = f"the app's reply: expected a metric {METRIC} from 0 to 1"
+        raise Rejected("E_APP_REPLY", rule, "its evaluation has to tell one")
+    return found
+
+
 def _check_cohort(home: Home, plan: TrainingPlan, rows: int) -> None:
     """Nothing is told about fewer rows than the smallest cohort, the plan's or the site's own.
 
@@ -209,7 +260,8 @@ def _sign_result(
     at_least: str | None,
 ) -> Evaluation:
     accuracy, count = float(found[METRIC]), int(found["examples"])
-    bar = at_least or f"{float(found['majority']):.4f}"
+    majority, loss = found.get("majority"), found.get("loss")
+    bar = at_least or f"{found['majority']:.4f}"
     passed = Decimal(f"{accuracy:.4f}") >= Decimal(bar)
     test = f"{METRIC}>={bar} ({accuracy:.4f}) n={count}"
     digests = (("config", plan.config.digest), ("dataset", consent.dataset), ("consent", consent.id))
@@ -227,8 +279,8 @@ def _sign_result(
         institution=home.institution,
         dataset=consent.dataset,
         accuracy=accuracy,
-        majority=float(found["majority"]),
-        loss=float(found["loss"]),
+        majority=None if plan.config.app is not None or majority is None else float(majority),
+        loss=None if loss is None else float(loss),
         examples=count,
         passed=logged.predicate["result"] == "PASSED",
         repeated=record.id != open_envelope(bundle).id,

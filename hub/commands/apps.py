@@ -64,7 +64,7 @@ def show(
     lines = [
         f"app {bundle.name} {bundle.version}, {bundle.size:,} bytes",
         f"  sha256 {bundle.sha256}",
-        f"  its ClientApp {bundle.client} runs at the labs; its ServerApp never runs anywhere",
+        f"  in a plan its ClientApp {bundle.client} runs at the labs and its ServerApp nowhere",
         *(f"  setting {name} = {value!r}" for name, value in sorted(bundle.settings.items())),
         *table(
             ("file", "bytes", "sha256"),

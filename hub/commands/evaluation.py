@@ -18,7 +18,9 @@ def evaluate(
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION|NAME:TAG")],
     at_least: Annotated[
         str | None,
-        typer.Option(help="The accuracy that passes, such as 0.90 (default: the majority class's)."),
+        typer.Option(
+            help="The accuracy that passes, such as 0.90 (default: the majority class's; an app needs one)."
+        ),
     ] = None,
 ) -> Exit:
     """Evaluate a version of a plan you took part in on your own held-out rows; sign and log the result.
@@ -40,9 +42,10 @@ def evaluate(
     for each in found:
         result = "PASSED" if each.passed else "FAILED"
         result += ", as the result that was logged before says" if each.repeated else ""
+        guess = "" if each.majority is None else f"majority class {each.majority:.4f}, "
         lines.append(
             f"{version.name}@{version.version} on {each.institution}'s rows: accuracy {each.accuracy:.4f}, "
-            f"majority class {each.majority:.4f}, n={each.examples}: {result}"
+            f"{guess}n={each.examples}: {result}"
         )
     return terminal.done(
         {"name": version.name, "version": version.version, "evaluations": [vars(each) for each in found]},
