@@ -29,13 +29,13 @@ demo: setup ## The main job, end to end, on real processes: three labs, rounds, 
 	$(BIN)/fedhub demo --dir $(DEMO_DIR)
 
 test: setup ## The tests (under 10 minutes; no service needed)
-	$(PYTEST) -m "not slow and not fault and not compose" -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m "not engines and not slow and not fault and not compose" -n $(WORKERS) --dist loadfile
 
-test-engines: setup ## The tests of stores, databases and services on PostgreSQL and a real S3 server
-	$(BIN)/python -m tests.servers $(PYTEST) tests/integration -m "not slow and not fault" -n $(WORKERS) --dist loadfile
+test-engines: setup ## What make test runs on SQLite and a folder, and only that, on PostgreSQL and a real S3 server
+	$(BIN)/python -m tests.servers $(PYTEST) tests/integration tests/fuzz -m "engines and not fault" -n $(WORKERS) --dist loadfile
 
 test-slow: setup ## Tests that take real processes for a minute or more
-	$(PYTEST) -m "slow and not fault" -n 2 --dist loadfile
+	$(PYTEST) -m "slow and not engines and not fault" -n 2 --dist loadfile
 
 test-faults: setup ## kill -9 of every process in real runs (FEDHUB_FAULT_POINTS=50 FEDHUB_FAULT_SEED=1)
 	$(PYTEST) -m fault -s
@@ -43,7 +43,7 @@ test-faults: setup ## kill -9 of every process in real runs (FEDHUB_FAULT_POINTS
 test-compose: setup ## compose.yaml on a Docker Engine of its own (root, Debian; tests/compose/README.md)
 	$(PYTEST) -m compose tests/compose -s
 
-test-all: test test-engines test-slow test-faults ## Everything
+test-all: test test-engines test-slow test-faults ## Everything but test-compose, each test once on each engine
 
 lint: setup ## Format, style, types, layers
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """Databases for tests: SQLite always, PostgreSQL when ``FEDHUB_TEST_DATABASE_URL`` names a server.
 
-Each test gets a database of its own: a new file, or a new schema of the server that is dropped at the end.
+Each test gets a database of its own: a new file, or a new schema of the server that is dropped at the end. What runs
+on a server bears the mark ``engines``: ``make test`` leaves it out, ``make test-engines`` runs nothing else.
 """
 
 import os
@@ -9,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 SERVER = os.environ.get("FEDHUB_TEST_DATABASE_URL", "")
-DATABASES = ["sqlite", "postgresql"] if SERVER.startswith("postgres") else ["sqlite"]
+ON_SERVER = [pytest.param("postgresql", marks=pytest.mark.engines)]
+DATABASES = ["sqlite", *(ON_SERVER if SERVER.startswith("postgres") else [])]
 
 
 @contextmanager

@@ -207,9 +207,13 @@ class StoreMaker(Protocol):
     def __call__(self, moved_s: float = 0) -> BlobStore: ...
 
 
-def store_names() -> list[str]:
-    """``folder``, and every S3 address that ``FEDHUB_TEST_S3_URL`` names (``s3`` where it names none)."""
-    return ["folder", *(os.environ.get("FEDHUB_TEST_S3_URL", "").split() or ["s3"])]
+def store_names() -> list[object]:
+    """``folder``, and every S3 address that ``FEDHUB_TEST_S3_URL`` names (``s3`` where it names none).
+
+    Those on S3 bear the mark ``engines``.
+    """
+    servers = os.environ.get("FEDHUB_TEST_S3_URL", "").split() or ["s3"]
+    return ["folder", *(pytest.param(server, marks=pytest.mark.engines) for server in servers)]
 
 
 @contextlib.contextmanager

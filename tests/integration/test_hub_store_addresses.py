@@ -19,7 +19,10 @@ from tests.hubs import HubInProcess, running_hub
 SERVERS = os.environ.get("FEDHUB_TEST_S3_URL", "").split()
 OWNER_ACTOR = Actor(OWNER, "owner", "access", frozenset({"read", "write"}), "targets")
 
-pytestmark = pytest.mark.skipif(not SERVERS, reason="FEDHUB_TEST_S3_URL is not set: no S3 server")
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.skipif(not SERVERS, reason="FEDHUB_TEST_S3_URL is not set: no S3 server"),
+]
 
 
 @pytest.fixture(scope="module", params=SERVERS)
