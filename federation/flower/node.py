@@ -91,7 +91,9 @@ class Node:
         # A run that has ended meanwhile wants no answer.
         with suppress(RunNotRunningException):
             message = self._read(head, tree)
-            self._answer(message, self._reply(message), time.monotonic() - began)
+            text = _text(message)
+            content = _foreign() if text is None else _record(self._reply(text))
+            self._answer(message, content, time.monotonic() - began)
         return True
 
     def _read(self, head: Any, tree: Any) -> Any:
@@ -113,15 +115,15 @@ class Node:
         self._confirm(run_id, tree.object_id)
         return message
 
-    def _reply(self, message: Any) -> OrderReply:
+    def _reply(self, text: str) -> OrderReply:
         try:
-            return self._agent.perform(read_message(_text(message), OrderMessage))
+            return self._agent.perform(read_message(text, OrderMessage))
         except Rejected as error:
             note = RefusalNote(code=error.code, message=error.message[:2000], statement=None)
             return OrderReply(dataset=None, refusal=note)
 
-    def _answer(self, message: Any, reply: OrderReply, seconds: float) -> None:
-        from flwr.app import ConfigRecord, Message, RecordDict
+    def _answer(self, message: Any, content: Any, seconds: float) -> None:
+        from flwr.app import Message
         from flwr.supercore.inflatable.inflatable_object import (
             get_all_nested_objects,
             get_object_tree,
@@ -129,7 +131,6 @@ class Node:
         )
         from flwr.supercore.inflatable.inflatable_utils import push_objects
 
-        content = RecordDict({RECORD: ConfigRecord({MEMBER: reply.model_dump_json()})})
         answer = Message(content, reply_to=message)
         answer.metadata.__dict__["_message_id"] = answer.object_id
         run_id = answer.metadata.run_id
@@ -142,21 +143,30 @@ class Node:
             )
 
 
-def _text(message: Any) -> str:
-    """The one text of a message.
-
-    Raises:
-        Rejected: ``E_MESSAGE``: it is of another kind, as those of Flower's own apps are.
-    """
+def _text(message: Any) -> str | None:
+    """The one text of a message; None for one of another kind, as those of Flower's own apps are."""
     record: Any = message.content.get(RECORD, {}) if message.has_content() else {}
     text = record.get(MEMBER) if hasattr(record, "get") else None
-    if not isinstance(text, str):
-        raise Rejected(
-            "E_MESSAGE",
-            "message: no order of the hub is in it",
-            "this site runs only what its institution has consented to",
-        )
-    return text
+    return text if isinstance(text, str) else None
+
+
+def _record(reply: OrderReply) -> Any:
+    """The content of an answer to the coordinator."""
+    from flwr.app import ConfigRecord, RecordDict
+
+    return RecordDict({RECORD: ConfigRecord({MEMBER: reply.model_dump_json()})})
+
+
+def _foreign() -> Any:
+    """The refusal of what is no order of the hub: Flower's own error, which its strategies leave out.
+
+    A reply with content would be counted by them as a result, and end a stock run.
+    """
+    from flwr.app import Error
+    from flwr.common.constant import ErrorCode
+
+    said = "message: no order of the hub is in it; this site runs only what its institution has consented to"
+    return Error(ErrorCode.MOD_FAILED_PRECONDITION, f"E_MESSAGE: {said}")
 
 
 def serve_node(home: Home) -> NoReturn:

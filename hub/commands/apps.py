@@ -129,6 +129,7 @@ def _data(bundle: "AppBundle") -> dict[str, object]:
 
 # --- Flower's own runs --------------------------------------------------------------------------------------
 
+_KEY_BYTES = 1 << 16
 UNSIGNED = "UNSIGNED: no plan, no consents, no receipts; nothing of it can become a version or a release"
 
 
@@ -222,20 +223,49 @@ def runs(ctx: typer.Context) -> Exit:
 def admit(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="What to call the node.")],
-    key: Annotated[Path, typer.Option(help="The stock node's public key, PEM.")],
+    key: Annotated[Path, typer.Option(help="The stock node's public key, as PEM or by ssh-keygen.")],
 ) -> Exit:
     """Operator, where the hub runs: let a stock flower-supernode in by its key, until SuperLink restarts."""
     terminal = terminal_of(ctx)
-    try:
-        pem = key.read_text("ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unchecked("E_INPUT", f"{key}: cannot be read as text", "name a PEM file") from error
+    pem = _node_pem(key)
     with _control() as control:
         node = control.register_node(pem, name)
     return terminal.done(
         {"node": node, "name": name},
         f"The stock node {name} may connect as node {node}. It has no dataset here, so no plan reaches it.",
     )
+
+
+def _node_pem(path: Path) -> str:
+    """The public key in a file, in the one form that SuperLink takes; a private key is not sent anywhere.
+
+    Raises:
+        Unchecked: ``E_INPUT``.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from storage.signing import public_pem
+
+    hint = 'make one with: ssh-keygen -t ecdsa -b 384 -N "" -f node.key, and name node.key.pub'
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_KEY_BYTES)
+    except OSError as error:
+        raise Unchecked("E_INPUT", f"{path}: cannot be read ({error.strerror})", hint) from error
+    if b"PRIVATE KEY" in raw:
+        raise Unchecked("E_INPUT", f"{path}: is a private key, which its node alone should hold", hint)
+    spoken = (
+        serialization.load_ssh_public_key if raw.startswith(b"ecdsa-") else serialization.load_pem_public_key
+    )
+    try:
+        found = spoken(raw)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise Unchecked("E_INPUT", f"{path}: is no public key", hint) from error
+    if not isinstance(found, ec.EllipticCurvePublicKey):
+        raise Unchecked("E_INPUT", f"{path}: expected a key on an elliptic curve", hint)
+    return public_pem(found)
 
 
 def _settings() -> "Settings":

@@ -4,7 +4,6 @@ port.
 Whoever is killed with -9, the run ends as if nothing had happened: same weights, no round twice.
 """
 
-import json
 import os
 import secrets
 import signal
@@ -391,10 +390,10 @@ def main(grid, context):
     messages = [Message(content(), node, "train") for node in nodes]
     for reply in grid.send_and_receive(messages, timeout=90):
         node = reply.metadata.src_node_id
-        if "arrays" in reply.content:
+        if reply.has_content():
             print("TRAINED", node, float(reply.content["arrays"]["w"].numpy()[0]))
         else:
-            print("REFUSED", node, reply.content["fedhub"]["json"])
+            print("REFUSED", node, reply.error.reason)
 """,
     "stock/client.py": b"""
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -459,7 +458,7 @@ def test_flowers_own_nodes_serve_runs_of_their_own_and_a_lab_agent_refuses_them(
         said = "".join(one.control.logs(run))
         assert f"TRAINED {theirs} 0.5" in said, said
         refused = said.split(f"REFUSED {ours} ")[1].split("\n")[0]
-        assert json.loads(refused)["refusal"]["code"] == "E_MESSAGE"
+        assert refused.startswith("E_MESSAGE: "), "Flower's own error, which its strategies leave out"
         assert one.hub.receipts() == []
         assert "READ PermissionError" in said, "a foreign ServerApp cannot read the coordinator's token"
     finally:
