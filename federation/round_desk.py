@@ -384,7 +384,8 @@ class RoundDesk:
         if state.phase == "failed" or len(state.folded) < state.quorum:
             bad = {**state.declined, **state.disproved}
             reasons = [f"{self._names[dataset]} {code}" for dataset, code in bad.items()]
-            reasons += [f"{self._names[dataset]} did not answer" for dataset in state.waiting]
+            silent = "did not answer" if self._overdue() else "was no longer waited for"
+            reasons += [f"{self._names[dataset]} {silent}" for dataset in state.waiting]
             if state.stop_on_bad and state.disproved:
                 code = next(iter(state.disproved.values()))
                 why = f"round {self._number}: a bad update stops the run: {', '.join(reasons)}"
@@ -413,7 +414,12 @@ class RoundDesk:
                 self._gone(one)
 
     def _note_late(self) -> None:
-        """Sites that have not answered: said now, and again if their answers still come."""
+        """Sites that have not answered: said now, and again if their answers still come.
+
+        A round that fails before its deadline makes nobody late.
+        """
+        if not self._overdue():
+            return
         for dataset in self.state.waiting:
             one = self._sites[dataset]
             self._tell("site.late", one, {"code": "E_LATE"})
@@ -421,6 +427,9 @@ class RoundDesk:
                 self._run.gone.add(dataset)
             if one.message is not None:
                 self._run.late[one.message] = (self._number, one.site)
+
+    def _overdue(self) -> bool:
+        return self._run.clock() >= self._deadline
 
     # --- closing ------------------------------------------------------------------------------------------
 
