@@ -12,7 +12,7 @@ from hub.services.store_check import GOOD_FOR_S, PASSED, WHAT_TO_DO, check_store
 from hub.settings import load_settings
 from storage.blobs import BlobStore, FolderStore, store_secret
 from storage.errors import Unchecked
-from storage.probe import PROMISES
+from storage.probe import PROMISES, Finding, probe
 from tests.servers import blob_server, running_store, store_names
 
 ADDRESS = "file:///somewhere"
@@ -35,13 +35,19 @@ def overwriting(tmp_path: Path) -> Iterator[Overwriting]:
 def test_a_good_store_is_tried_once_and_then_believed_for_a_week(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries = []
+    tries: list[int] = []
+    found: list[list[Finding]] = []
 
     def counted(store: BlobStore, address: str, now: int) -> object:
         tries.append(now)
         return check_store(store, address, now)
 
+    def probed_once(store: BlobStore) -> list[Finding]:  # seconds, since it waits for a URL to expire
+        found.append(found[0] if found else probe(store))
+        return found[0]
+
     monkeypatch.setattr(store_check, "check_store", counted)
+    monkeypatch.setattr(store_check, "probe", probed_once)
     with running_store(name, tmp_path) as make:
         now = int(time.time())
         for at in (now, now + 60, now + GOOD_FOR_S - 1):
@@ -53,7 +59,11 @@ def test_a_good_store_is_tried_once_and_then_believed_for_a_week(
         assert list(make().list("")) == [PASSED]
 
 
-def test_an_unsafe_store_is_refused_with_the_promise_and_what_to_do(overwriting: Overwriting) -> None:
+def test_an_unsafe_store_is_refused_with_the_promise_and_what_to_do(
+    overwriting: Overwriting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = probe(overwriting)
+    monkeypatch.setattr(store_check, "probe", lambda _store: findings)
     for _ in range(2):  # it is never noted as good
         with pytest.raises(
             Unchecked, match="'a key is written once where the hub says so' does not hold"
@@ -63,7 +73,9 @@ def test_an_unsafe_store_is_refused_with_the_promise_and_what_to_do(overwriting:
     assert overwriting.size(PASSED) is None
 
 
-def test_a_damaged_note_is_no_pass(overwriting: Overwriting) -> None:
+def test_a_damaged_note_is_no_pass(overwriting: Overwriting, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = probe(overwriting)
+    monkeypatch.setattr(store_check, "probe", lambda _store: findings)
     for note in (b"{", b"[]", b'{"at": "x"}', b"\xff"):
         overwriting.put(PASSED, note)
         with pytest.raises(Unchecked, match="E_STORE_UNSAFE"):
