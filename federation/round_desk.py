@@ -235,7 +235,7 @@ class RoundDesk:
                 self._run.tell(
                     "site.late", {"institution": site.institution, "round": number, "code": "E_LATE"}
                 )
-            elif (one := flying.get(delivery.message)) is not None:
+            elif (one := flying.pop(delivery.message, None)) is not None:  # a message is answered once
                 self._answered(one, delivery)
 
     def _answered(self, one: SiteState, delivery: Delivery) -> None:

@@ -5,7 +5,7 @@ about it.
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -334,16 +334,52 @@ def test_a_bad_update_is_left_out_and_said(stage: Callable[..., Stage], answer: 
     assert (event["institution"], event["round"], event["code"]) == ("lab-b.example", 1, code)
 
 
-@pytest.mark.parametrize("answer", [BAD[0][0], BAD[2][0], BAD[6][0], BAD[8][0], BAD[12][0]])
+STOPS = [
+    ("E_NOT_FINITE", with_tensors(w=np.array([1, np.nan, 1], np.float32))),
+    ("E_NOT_FINITE", with_tensors(w=np.array([1, np.inf, 1], np.float32))),
+    ("E_LAYOUT", with_tensors(w=np.ones(4, np.float32))),
+    ("E_NOT_FOUND", _never_uploaded),
+    ("E_DIGEST", _other_bytes),
+    ("E_UPDATE_SIZE", _absurd_size),
+    ("E_EXAMPLES", _absurd_count),
+    ("E_RECEIPT", _receipt_with(round=2)),
+    ("E_RECEIPT", _receipt_not_logged),
+]
+
+
+@pytest.mark.parametrize(("code", "answer"), STOPS)
 def test_a_bad_update_stops_the_run_where_the_plan_says_so(
-    stage: Callable[..., Stage], answer: Behaviour
+    stage: Callable[..., Stage], code: str, answer: Behaviour
 ) -> None:
     one = stage(bad_update="stop")
     one.sites["lab-b"].answer = answer
     ended = one.run()
     assert ended.state == "stopped"
-    assert "lab-b.example" in ended.reason
+    assert ended.reason.startswith(f"{code}: ") and "lab-b.example" in ended.reason
     assert one.hub.rounds == []
+    assert one.hub.told("site.late") == [], "the round ended before its deadline, so nobody is late"
+
+
+@pytest.mark.parametrize("again", ["the same", "another", "nonsense"])
+def test_a_message_that_is_answered_twice_counts_once_and_the_second_answer_changes_nothing(
+    stage: Callable[..., Stage], again: str
+) -> None:
+    one = stage(rounds=1)
+    collect = one.exchange.collect
+
+    def twice(messages: Sequence[str], *, wait_s: float) -> list[Delivery]:
+        found = collect(messages, wait_s=wait_s)
+        second = {"the same": None, "another": found[0].text if found else None, "nonsense": "nonsense"}[
+            again
+        ]
+        return [each for one in found for each in (one, Delivery(one.message, second or one.text))]
+
+    one.exchange.collect = twice  # type: ignore[method-assign]
+    one.sites["lab-b"].delta, one.sites["lab-b"].examples = 4.0, 20
+    assert one.run().state == "finished"
+    assert one.result() == pytest.approx([12.5, 22.5, 32.5])  # (1*10 + 4*20 + 1*10) / 40
+    assert sorted(one.folded()) == [f"lab-{name}.example" for name in "abc"]
+    assert one.hub.told("site.left-out") == []
 
 
 def test_a_count_beyond_the_cap_weighs_no_more_than_the_cap(stage: Callable[..., Stage]) -> None:
