@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from federation.connection import HubConnection
 from federation.lifeline import plain_environment
 from federation.plan import make_model_config
 from hub.cli import dispatch
@@ -426,16 +428,17 @@ def test_a_port_in_use_is_named(sandbox: Sandbox, tmp_path: Path) -> None:
     assert error["code"] == "E_PORT" and port in error["message"]
 
 
-def test_a_hub_that_is_not_there_is_2_and_named(sandbox: Sandbox, tmp_path: Path) -> None:
-    import shutil
-
+def test_a_hub_that_is_not_there_is_2_and_named(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HubConnection.__init__.__kwdefaults__ or {}, "patience_s", 0.5)
     home = tmp_path / "home"
     shutil.copytree(sandbox.home("firm"), home)
     card = json.loads((home / "home.json").read_text())
     (home / "home.json").write_text(json.dumps({**card, "endpoint": "http://127.0.0.1:9"}))
-    done = fedhub("--home", str(home), "--json", "whoami")
-    assert done.returncode == 2
-    assert json.loads(done.stderr)["error"]["code"] == "E_HUB_UNREACHABLE"
+    terminal = Terminal(home, json=True, out=io.StringIO(), err=io.StringIO())
+    assert dispatch(["whoami"], terminal) == 2
+    assert terminal.problem["code"] == "E_HUB_UNREACHABLE"
 
 
 def test_the_doctor_finds_nothing_wrong_with_a_folder_store(sandbox: Sandbox) -> None:
