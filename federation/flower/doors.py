@@ -10,7 +10,7 @@ without a change to either side.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -35,74 +35,6 @@ CONTROL = tuple(
 )
 BODY_S = 30.0  # how long a request's body may take to arrive
 MAX_POLLERS = 4096
-
-
-class OnlyFor:
-    """A middleware that is asked only about paths that concern it; elsewhere it does nothing, at a price."""
-
-    def __init__(
-        self, app: App, *, path: str, middleware: Callable[..., App], options: Mapping[str, Any]
-    ) -> None:
-        """
-        Args:
-            path: how the paths begin that it is for.
-            middleware: makes it around an application, with ``options``.
-        """
-        self._path = path
-        self._around = middleware(app, **options)
-        self._app = app
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        wanted = scope["type"] == "http" and scope["path"].startswith(self._path)
-        await (self._around if wanted else self._app)(scope, receive, send)
-
-
-class Direct:
-    """One of Starlette's ``dispatch`` middlewares, run as a plain call on the paths that are asked most.
-
-    ``BaseHTTPMiddleware`` lets the application run in a task of its own and its answer flow through a stream,
-    which costs more than all that SuperLink then does. On ``paths`` answers are small and whole, so they can
-    be handed back like any other result; elsewhere the middleware runs as it comes.
-    """
-
-    def __init__(
-        self, app: App, *, paths: frozenset[str], middleware: Callable[..., Any], options: Mapping[str, Any]
-    ) -> None:
-        """
-        Args:
-            middleware: makes a ``BaseHTTPMiddleware`` around an application, with ``options``.
-        """
-        self._app = app
-        self._paths = paths
-        self._around = middleware(app, **options)
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self._paths:
-            await self._around(scope, receive, send)
-            return
-        from starlette.requests import Request
-
-        response = await self._around.dispatch_func(Request(scope, receive), self._whole_answer)
-        await response(scope, receive, send)
-
-    async def _whole_answer(self, request: Any) -> Any:
-        from starlette.responses import Response
-
-        start: Message = {}
-        parts: list[bytes] = []
-
-        async def keep(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                start.update(message)
-            elif message["type"] == "http.response.body":
-                parts.append(message.get("body", b""))
-
-        read = getattr(request, "_body", None)  # what the middleware has read is gone from the connection
-        receive = request.receive if read is None else _replay(read, request.receive)
-        await self._app(request.scope, receive, keep)
-        response = Response(b"".join(parts), start["status"])
-        response.raw_headers = list(start["headers"])
-        return response
 
 
 class Bell:

@@ -29,7 +29,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Direct, Door, OnlyFor
+from federation.flower.calls import Calls
+from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Door
 from federation.flower.quiet import keep_quiet
 from federation.flower.tls import FleetTls, make_fleet_tls
 from federation.lifeline import die_with
@@ -44,27 +45,6 @@ MAX_TOKEN_BYTES = 512
 SETTLE_S = 0.02  # between the coordinator's pushes: a message first, then its objects
 SITE_HOLD_S = 5.0  # how long an idle site's poll is held: the load of many sites, against nothing
 
-# flwr's middlewares by the paths that each looks at; every one costs about a millisecond a request.
-_CONCERNS = {
-    "ControlSensitiveResponseMiddleware": "/v1/control/",
-    "ControlAuthenticationMiddleware": "/v1/control/",
-    "NodeAuthMiddleware": "/v1/fleet/",
-}
-# The calls that a round makes for each site; their answers are small and whole.
-_OFTEN = frozenset(
-    f"/v1/{api}/{call}"
-    for api in ("fleet", "runtime")
-    for call in (
-        "push-messages",
-        "push-object",
-        "pull-messages",
-        "pull-object",
-        "confirm-message-received",
-        "send-node-heartbeat",
-        "send-task-heartbeat",
-        "get-nodes",
-    )
-)
 # These do nothing without the plugins of Flower's paid edition, which are never given.
 _IDLE = ("ControlLicenseMiddleware", "ControlEventLogMiddleware", "FleetEventLogMiddleware")
 
@@ -209,7 +189,7 @@ async def _serve(
 
 
 def _application(token: str) -> tuple[Any, Any]:
-    """flwr's application and the factory of its state."""
+    """flwr's application, its most frequent calls in front, and the factory of its state."""
     from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
     from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -241,34 +221,8 @@ def _application(token: str) -> tuple[Any, Any]:
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
-    kept = [one for one in app.user_middleware if _name(one) not in _IDLE]
-    app.user_middleware = [_narrowed(_direct(one)) for one in kept]
-    return app, app.state.linkstate_factory
-
-
-def _direct(middleware: Any) -> Any:
-    """The same middleware, run as a plain call on the paths that a round asks for again and again."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
-
-    if not issubclass(middleware.cls, BaseHTTPMiddleware):
-        return middleware
-    return Middleware(Direct, paths=_OFTEN, middleware=middleware.cls, options=middleware.kwargs)
-
-
-def _narrowed(middleware: Any) -> Any:
-    """The same middleware, asked only about the paths that it looks at itself before it does anything."""
-    from starlette.middleware import Middleware
-
-    path = _CONCERNS.get(_name(middleware))
-    if path is None:
-        return middleware
-    return Middleware(OnlyFor, path=path, middleware=middleware.cls, options=middleware.kwargs)
-
-
-def _name(middleware: Any) -> str:
-    """Name of flwr's middleware, also where it is wrapped already."""
-    return str(middleware.kwargs.get("middleware", middleware.cls).__name__)
+    app.user_middleware = [one for one in app.user_middleware if one.cls.__name__ not in _IDLE]
+    return Calls(app), app.state.linkstate_factory
 
 
 def _hub_token(token: str) -> Any:

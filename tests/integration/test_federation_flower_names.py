@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import inspect
 import os
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -134,25 +133,27 @@ def test_the_configuration_of_superlink_has_exactly_the_fields_that_we_set() -> 
 
 
 def test_superlinks_middlewares_are_those_we_know() -> None:
+    """``Calls`` takes the steps of the last three; the control ones look at no other path."""
     from federation.flower import superlink
 
     names = {one.cls.__name__ for one in find("flwr.superlink.main._get_middleware")()}
-    known = {*superlink._CONCERNS, *superlink._IDLE, "BaseHTTPMiddleware", "ProtobufTranslationMiddleware"}
-    assert names == known, f"read the source of {sorted(names ^ known)} and decide which paths it concerns"
+    control = {"ControlSensitiveResponseMiddleware", "ControlAuthenticationMiddleware"}
+    taken = {"BaseHTTPMiddleware", "ProtobufTranslationMiddleware", "NodeAuthMiddleware"}
+    known = {*superlink._IDLE, *control, *taken}
+    assert names == known, f"read the source of {sorted(names ^ known)} and decide what Calls has to do"
 
 
-def test_each_narrowed_middleware_looks_at_no_other_path_than_ours() -> None:
-    """``OnlyFor`` may leave a middleware out where it does nothing by itself: its source must say so."""
-    from federation.flower import superlink
+def test_flwrs_functions_behind_the_frequent_calls_ask_for_nothing_that_we_do_not_give() -> None:
+    from federation.flower.calls import OFTEN
 
-    for one in find("flwr.superlink.main._get_middleware")():
-        path = superlink._CONCERNS.get(one.cls.__name__)
-        if path is None:
-            continue
-        module = inspect.getsource(sys.modules[one.cls.__module__])
-        text = inspect.getsource(one.cls)
-        looks = path in text or "_is_control_path" in text or "_is_control_sensitive_route" in text
-        assert looks and path in module, f"{one.cls.__name__} no longer asks for {path} first"
+    for module, given in (
+        ("flwr.superlink.routers.fleet.router", {"request", "state"}),
+        ("flwr.supercore.routers.runtime.router", {"request", "state", "handlers", "task"}),
+    ):
+        for route in find(f"{module}.router").routes:
+            if route.path.rpartition("/")[2] in OFTEN:
+                asked = parameters(inspect.unwrap(route.endpoint))
+                assert asked <= given, f"{route.path} asks for {sorted(asked - given)} too"
 
 
 def test_grid_nodes_messages_and_state_have_the_members_that_we_use() -> None:

@@ -5,12 +5,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.requests import Request
-from starlette.responses import Response
 
 from federation.flower import doors
-from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Direct, Door, OnlyFor
+from federation.flower.doors import CONTROL, FLEET, RUNTIME, Bell, Door
 
 Sent = list[dict[str, Any]]
 POLL, PUSH, WHO = "/v1/fleet/pull-messages", "/v1/runtime/push-messages", b"who"
@@ -326,67 +323,5 @@ def test_callers_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         for caller in (b"a", b"b", b"c"):
             await ask(door, scope(POLL, caller=caller))
         await asyncio.wait_for(ask(door, scope(POLL, caller=b"a")), 5)
-
-    run(work)
-
-
-# --- middlewares --------------------------------------------------------------------------------------------
-
-
-def test_a_narrowed_middleware_is_asked_only_about_its_own_paths() -> None:
-    class Marks:
-        def __init__(self, app: Any, *, mark: str) -> None:
-            self.app, self.mark = app, mark
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            seen.append((self.mark, scope["path"]))
-            await self.app(scope, receive, send)
-
-    seen: list[tuple[str, str]] = []
-
-    async def work() -> None:
-        app = OnlyFor(Application(), path="/v1/control/", middleware=Marks, options={"mark": "m"})
-        await ask(app, scope("/v1/control/start-run"))
-        await ask(app, scope("/v1/fleet/x"))
-        assert seen == [("m", "/v1/control/start-run")]
-
-    run(work)
-
-
-# --- middlewares as plain calls -----------------------------------------------------------------------------
-
-
-class Stamp(BaseHTTPMiddleware):
-    """Reads the body, lets the application answer, and adds a header."""
-
-    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        assert await request.body() == b"asked"
-        request.state.stamped = True
-        response = await call_next(request)
-        response.headers["x-stamp"] = "1"
-        return response
-
-
-@pytest.mark.parametrize("paths", [frozenset({POLL}), frozenset[str]()], ids=["direct", "as it comes"])
-def test_a_middleware_does_the_same_whether_it_is_called_plainly_or_not(paths: frozenset[str]) -> None:
-    async def work() -> None:
-        app = Application()
-        app.status, app.answers[POLL] = 201, b"answer"
-        sent = await ask(Direct(app, paths=paths, middleware=Stamp, options={}), scope(POLL), b"asked")
-        assert app.bodies == [b"asked"]
-        assert status(sent) == 201 and (b"x-stamp", b"1") in sent[0]["headers"]
-        assert b"".join(part["body"] for part in sent[1:]) == b"answer"
-
-    run(work)
-
-
-def test_what_the_application_raises_passes_a_middleware_that_is_called_plainly() -> None:
-    async def broken(scope: Any, receive: Any, send: Any) -> None:
-        raise LookupError("inside")
-
-    async def work() -> None:
-        door = Direct(broken, paths=frozenset({POLL}), middleware=Stamp, options={})
-        with pytest.raises(LookupError, match="inside"):
-            await ask(door, scope(POLL), b"asked")
 
     run(work)
