@@ -15,7 +15,7 @@ from federation.closing import Stopped
 from federation.delivery import Delivery
 from federation.messages import Action, InputReference, OrderMessage, OrderReply, read_message
 from federation.plan import Config
-from federation.wire import EventReport, OrdersRequest, StatisticsReport, Work, WorkSite
+from federation.wire import OrdersRequest, StatisticsReport, Work, WorkSite
 from storage.encoding import format_time
 from storage.errors import Rejected
 from storage.signing import open_envelope
@@ -190,7 +190,7 @@ class Question:
             "round": self._number,
             "action": self._action,
         }
-        self._run.tell(kind, {**about, **data})
+        self._run.telling.tell(kind, {**about, **data})
 
 
 def harmonise(run: "Coordinator", work: Work, config: Config) -> None:
@@ -221,4 +221,4 @@ def report(run: "Coordinator", work: Work, config: Config, weights: InputReferen
         return
     receipts: Sequence[str] = Question(run, work, config, "evaluate", work.rounds, weights).ask()
     data: dict[str, str | int | float | None] = {"round": work.rounds, "sites": len(receipts)}
-    run.client.report_event(run.plan, EventReport(attempt=run.attempt, kind=EVALUATED, data=data))
+    run.telling.tell(EVALUATED, data)

@@ -314,9 +314,9 @@ class HubClient(HubConnection):
         """Close a round; the answer is the hub's signed round statement."""
         return self._post(f"runs/{_part(plan_id)}/rounds", report, wire.StatementRecord)
 
-    def report_event(self, plan_id: str, report: wire.EventReport) -> None:
-        """Tell those who watch what happened."""
-        self._call("POST", f"runs/{_part(plan_id)}/events", report)
+    def report_events(self, plan_id: str, *reports: wire.EventReport) -> None:
+        """Tell those who watch what happened, in order; all of it is kept or none."""
+        self._call("POST", f"runs/{_part(plan_id)}/events", wire.EventReports(reports=list(reports)))
 
     def end_run(self, plan_id: str, end: wire.RunEnd) -> wire.Run:
         """The attempt is over."""

@@ -138,6 +138,7 @@ class Closing:
         Raises:
             UpdateRejected: one site's update is at fault. Rejected: the sum is, or the hub refuses the round.
         """
+        told = self._run.fetchers.submit(self._run.telling.send)  # what led to this round stands before it
         result = aggregate(
             self._strategy,
             start,
@@ -165,6 +166,7 @@ class Closing:
             metrics=mean_metrics([(one.reply.examples, one.reply.metrics) for one in taken]),
             state=kept,
         )
+        told.result()
         self._run.client.report_round(self._run.plan, report)
         self._state.forget(number)
         return result

@@ -8,9 +8,8 @@ No Flower here: ``Exchange`` carries texts to nodes and back (``federation.flowe
 
 import base64
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +18,17 @@ from federation import asking, transfer
 from federation.closing import Closing, Stopped
 from federation.delivery import Exchange
 from federation.messages import InputReference
-from federation.plan import read_config
+from federation.plan import Config, read_config
 from federation.round_desk import RoundDesk, Weights
-from federation.strategies import make_strategy
-from federation.wire import EventReport, RunEnd, WeightsLocation, WorkSite
-from storage.errors import FedhubError, Refused, Unchecked
+from federation.strategies import Strategy, make_strategy
+from federation.telling import Telling
+from federation.wire import RunEnd, WeightsLocation, Work, WorkSite
+from storage.errors import Refused, Unchecked
 
 if TYPE_CHECKING:
     from federation.client import HubClient
 
 FETCHERS = 4
-ALIVE_S = 3.0  # how often the hub hears that the coordinator lives
 
 
 class Coordinator:
@@ -58,6 +57,7 @@ class Coordinator:
         self.folder = work_folder / plan
         self.gone: set[str] = set()  # datasets whose nodes were not connected in the round before
         self.late: dict[str, tuple[int, WorkSite]] = {}  # unanswered messages of rounds that are closed
+        self.telling = Telling(client, plan, attempt)
         self.fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
     def run(self) -> None:
@@ -75,8 +75,10 @@ class Coordinator:
             )
         config = read_config(base64.b64decode(work.config))
         strategy = make_strategy(config.strategy, config.strategy_parameters)
-        over = threading.Event()
-        threading.Thread(target=self._beat, args=(over,), name="alive", daemon=True).start()
+        with self.telling:
+            self._work_off(work, config, strategy)
+
+    def _work_off(self, work: Work, config: Config, strategy: Strategy) -> None:
         try:
             asking.harmonise(self, work, config)
             closing = Closing(self, work, config, strategy)
@@ -86,26 +88,14 @@ class Coordinator:
                 weights = desk.run()
             last = InputReference(sha256=weights.sha256, size=weights.size)
             asking.report(self, work, config, last)
+            self.telling.send()
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="finished"))
             shutil.rmtree(self.folder, ignore_errors=True)
         except Stopped as stop:
+            self.telling.send()
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="stopped", reason=str(stop)))
         finally:
-            over.set()
             self.fetchers.shutdown(wait=False, cancel_futures=True)
-
-    def _beat(self, over: threading.Event) -> None:
-        """Let the hub hear that this attempt lives, however long it is busy with one thing."""
-        while not over.wait(ALIVE_S):
-            try:
-                self.tell("coordinator.alive", {})
-            except FedhubError:
-                pass  # the hub is away, or has given this attempt up: the work itself finds that out
-
-    def tell(self, kind: str, data: Mapping[str, str | int | float | None]) -> None:
-        """Report an event; texts are cut to what the hub takes."""
-        short = {name: value[:500] if isinstance(value, str) else value for name, value in data.items()}
-        self.client.report_event(self.plan, EventReport(attempt=self.attempt, kind=kind, data=short))
 
     def space(self, *names: str) -> Path:
         """A folder of this run's."""

@@ -232,7 +232,7 @@ class RoundDesk:
         for delivery in self._run.exchange.collect(wanted, wait_s=wait_s):
             if delivery.message in self._run.late:
                 number, site = self._run.late.pop(delivery.message)
-                self._run.tell(
+                self._run.telling.tell(
                     "site.late", {"institution": site.institution, "round": number, "code": "E_LATE"}
                 )
             elif (one := flying.pop(delivery.message, None)) is not None:  # a message is answered once
@@ -461,7 +461,7 @@ class RoundDesk:
             "institution": self._names[one.site.dataset],
             "round": self._number,
         }
-        self._run.tell(kind, {**about, **data})
+        self._run.telling.tell(kind, {**about, **data})
 
 
 def _names(sites: Sequence[WorkSite]) -> dict[str, str]:

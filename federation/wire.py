@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_EVENTS = 256  # of one request
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?$")]
 Role = Literal["operator", "owner", "lab", "firm", "auditor"]
@@ -526,6 +527,10 @@ class EventReport(Wire):
     attempt: int
     kind: str
     data: dict[str, str | int | float | None]
+
+
+class EventReports(Wire):
+    reports: list[EventReport] = Field(min_length=1, max_length=MAX_EVENTS)  # in order, kept all or none
 
 
 class RunEnd(Wire):

@@ -512,8 +512,8 @@ class LocalClient:
     def report_round(self, plan_id: str, report: wire.RoundReport) -> wire.StatementRecord:
         return self.hub.report_round(report)
 
-    def report_event(self, plan_id: str, report: wire.EventReport) -> None:
-        self.hub.events.append(report)
+    def report_events(self, plan_id: str, *reports: wire.EventReport) -> None:
+        self.hub.events.extend(reports)
 
     def end_run(self, plan_id: str, end: wire.RunEnd) -> None:
         self.hub.ended = end
@@ -625,7 +625,7 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
         case "POST", ["runs", _, "rounds"]:
             found = hub.report_round(wire.RoundReport.model_validate(said))
         case "POST", ["runs", _, "events"]:
-            hub.events.append(wire.EventReport.model_validate(said))
+            hub.events.extend(wire.EventReports.model_validate(said).reports)
             return {}
         case "POST", ["runs", plan_id, "end"]:
             hub.ended = wire.RunEnd.model_validate(said)

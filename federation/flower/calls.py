@@ -9,7 +9,7 @@ done at once. Every other request, and one with a larger body, goes the long way
 
 import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -41,7 +41,7 @@ class Calls:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        handler = self._handlers.get((scope.get("method"), scope.get("path")))
+        handler = self._handlers.get((scope.get("method", ""), scope.get("path", "")))
         if handler is None:
             await self._app(scope, receive, send)
             return
@@ -76,7 +76,7 @@ def _handlers(app: Any) -> dict[tuple[str, str], Handler]:
 
     found: dict[tuple[str, str], Handler] = {}
     for router, made in ((fleet, _fleet_call), (runtime, _runtime_call)):
-        for route in router.routes:
+        for route in cast(list[Any], router.routes):
             key = ("POST", route.path)
             if route.path.rpartition("/")[2] in OFTEN:
                 function = inspect.unwrap(route.endpoint)  # flwr wraps it for FastAPI

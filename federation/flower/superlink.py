@@ -221,8 +221,12 @@ def _application(token: str) -> tuple[Any, Any]:
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
-    app.user_middleware = [one for one in app.user_middleware if one.cls.__name__ not in _IDLE]
+    app.user_middleware = [one for one in app.user_middleware if _name(one) not in _IDLE]
     return Calls(app), app.state.linkstate_factory
+
+
+def _name(middleware: Any) -> str:
+    return str(middleware.cls.__name__)
 
 
 def _hub_token(token: str) -> Any:

@@ -40,10 +40,10 @@ def join_statistics(
 
 @router.post("/runs/{plan}/events", status_code=204, responses=responses(404, 409))
 def tell(
-    hub: HubHere, session: WriteSession, actor: Coordinator, plan: str, request: wire.EventReport
+    hub: HubHere, session: WriteSession, actor: Coordinator, plan: str, request: wire.EventReports
 ) -> Response:
     """Tell those who watch what happened; `coordinator.alive` only shows that the attempt lives."""
-    rounds.tell(hub, session, actor, plan, request)
+    rounds.tell(hub, session, actor, plan, request.reports)
     return Response(status_code=204)
 
 

@@ -431,13 +431,18 @@ def _updates(hub: Hub, session: Session, closed: RoundRow) -> set[str]:
 # --- events and the end ---------------------------------------------------------------------------------
 
 
-def tell(hub: Hub, session: Session, actor: Actor, plan_id: str, told: wire.EventReport) -> None:
-    """Keep what the coordinator saw, or only that it lives (``coordinator.alive``).
+def tell(hub: Hub, session: Session, actor: Actor, plan_id: str, told: Sequence[wire.EventReport]) -> None:
+    """Keep what the coordinator saw, in order, or only that it lives (``coordinator.alive``).
 
     Raises:
         Refused: ``E_ATTEMPT``, ``E_FIELD`` (a kind that a coordinator does not report).
     """
     _check_coordinator(actor, plan_id)
+    for one in told:
+        _keep(hub, session, plan_id, one)
+
+
+def _keep(hub: Hub, session: Session, plan_id: str, told: wire.EventReport) -> None:
     run = _current(session, plan_id, told.attempt)
     attempt = _heard(hub, session, run)
     if told.kind == events.ALIVE:

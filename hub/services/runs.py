@@ -28,7 +28,8 @@ from hub.tables import (
 )
 from storage.encoding import format_time, is_digest
 from storage.errors import Refused, Unchecked
-from storage.evidence import Entry
+from storage.evidence import Entry, Evidence
+from storage.training_record import valid_consent
 
 # --- steering -------------------------------------------------------------------------------------------
 
@@ -261,7 +262,7 @@ def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str)
     row = session.get(PlanRow, plan_id) if is_digest(plan_id) else None
     if row is None or session.get(RunRow, plan_id) is None:
         raise not_found("run", plan_id)
-    thing = Thing(f"weights {sha256}", row.issuer, _consenting(hub, session, row))
+    thing = Thing(f"weights {sha256}", row.issuer, _consenting(hub, session, row, actor))
     audits = (
         may(actor, "audit updates", Thing(thing.name, row.issuer))
         and plans.load(hub, session, plan_id)[2].config.keep_updates
@@ -327,17 +328,25 @@ def _counts(session: Session, plan_id: str, sha256: str) -> bool:
     return any(receipts & set(listed) for listed in rounds)
 
 
-def _consenting(hub: Hub, session: Session, row: PlanRow) -> frozenset[str]:
+def _consenting(hub: Hub, session: Session, row: PlanRow, actor: Actor) -> frozenset[str]:
+    """The actor's institution, if it takes part and its consent stands: nobody else is asked about."""
+    institution = actor.institution
+    if institution is None or institution not in row.participants:
+        return frozenset()
     with hub.ledger.evidence(session) as evidence:
         plan = evidence.get(row.id)
-        if plan is None:
-            return frozenset()
-        return frozenset(
-            one.institution
-            for action in ("train", "evaluate")
-            for one in plans.answers(session, plan, evidence, now=hub.ledger.now(), action=action)
-            if one.consent is not None
-        )
+        if plan is not None and _consents(evidence, plan, institution, hub.ledger.now()):
+            return frozenset({institution})
+    return frozenset()
+
+
+def _consents(evidence: Evidence, plan: Entry, institution: str, now: int) -> bool:
+    return any(
+        valid_consent(evidence, plan, institution, one["dataset"], now=now, action=action) is not None
+        for one in plan.says["participants"]
+        if one["institution"] == institution
+        for action in ("train", "evaluate")
+    )
 
 
 def _is_aggregate(session: Session, plan_id: str, sha256: str) -> bool:

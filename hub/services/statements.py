@@ -8,7 +8,7 @@ refusals are for their parties, auditors and the operator.
 import binascii
 from collections.abc import Mapping
 
-from sqlmodel import Session, col, or_, select, update
+from sqlmodel import Session, col, insert, or_, select, update
 
 from federation import wire
 from federation.licences import check_license
@@ -88,11 +88,12 @@ def _index(session: Session, admitted: Admitted) -> None:
     row, statement = admitted.row, admitted.entry.statement
     row.audience = "parties" if statement.kind in FOR_PARTIES else "members"
     session.add(row)
-    for digest in {subject.digest for subject in statement.subjects}:
-        session.add(StatementSubjectRow(statement=row.id, digest=digest))
-    for institution in admitted.parties:
-        session.add(StatementPartyRow(statement=row.id, institution=institution))
     session.flush()
+    # A plan may have a hundred parties: plain rows, which nothing in this session looks at again.
+    connection, digests = session.connection(), {subject.digest for subject in statement.subjects}
+    connection.execute(insert(StatementSubjectRow), [{"statement": row.id, "digest": one} for one in digests])
+    parties = [{"statement": row.id, "institution": one} for one in admitted.parties]
+    connection.execute(insert(StatementPartyRow), parties)
     if statement.kind == "release":
         note_release(session, statement.subject)
 

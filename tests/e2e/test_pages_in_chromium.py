@@ -192,7 +192,7 @@ def browsing(served: Served, folder: Path, **options: object) -> Iterator[Watche
 def _reply(served: Served, journey: Journey, number: int, lab: str, accuracy: float) -> None:
     data = {"institution": lab, "round": number, "accuracy": accuracy, "examples": 10, "seconds": 0.4}
     with served.alliance.coordinator() as coordinator:
-        coordinator.report_event(journey.id, wire.EventReport(attempt=1, kind="site.replied", data=data))
+        coordinator.report_events(journey.id, wire.EventReport(attempt=1, kind="site.replied", data=data))
 
 
 def _close(journey: Journey, number: int, source: str) -> str:
@@ -352,7 +352,7 @@ def test_every_page_fits_its_window_and_asks_nobody_else(served: Served, tmp_pat
         "message": "the update has NaN in 'w'",
     }
     with served.alliance.coordinator() as coordinator:
-        coordinator.report_event(journey.id, wire.EventReport(attempt=1, kind="site.left-out", data=data))
+        coordinator.report_events(journey.id, wire.EventReport(attempt=1, kind="site.left-out", data=data))
     served.alliance.hub.ledger.publish()
     paths = {
         "overview": "/",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from federation import coordination, round_desk
+from federation import round_desk, telling
 from federation.compression import Feedback, write_update
 from federation.delivery import Delivery
 from federation.messages import (
@@ -539,7 +539,7 @@ def test_a_hub_that_is_away_ends_the_attempt_and_not_the_run(
 def test_the_hub_hears_that_a_waiting_coordinator_lives(
     stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination, "ALIVE_S", 0.2)
+    monkeypatch.setattr(telling, "ALIVE_S", 0.2)
     one = stage(rounds=1, round_deadline_s=1)
     one.sites["lab-b"].answer = silent
     one.run()

@@ -290,5 +290,5 @@ def test_a_run_without_its_report_is_asked_once_more_and_then_done(alliance: All
     assert not done()
     event = wire.EventReport(attempt=1, kind="round.evaluated", data={"round": 1, "sites": 0})
     with alliance.coordinator() as coordinator:
-        coordinator.report_event(one.journey.id, event)
+        coordinator.report_events(one.journey.id, event)
     assert done()

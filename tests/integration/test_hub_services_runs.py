@@ -478,7 +478,7 @@ def test_a_state_that_nobody_uploaded_or_with_a_strange_name_is_refused(setting:
 def tell(journey: Journey, kind: str, **data: Any) -> None:
     with journey.alliance.coordinator() as coordinator:
         told = wire.EventReport(attempt=journey.attempt, kind=kind, data=data)
-        coordinator.report_event(journey.id, told)
+        coordinator.report_events(journey.id, told)
 
 
 def test_events_tell_the_run_in_order(setting: Setting) -> None:

@@ -297,7 +297,7 @@ def test_coordinator_that_falls_silent_is_given_up(setting: Setting, supervisor:
     supervisor.look()
     assert attempts(journey)[0].state == "running"  # it never said that it reports itself alive
     with setting.alliance.coordinator() as coordinator:
-        coordinator.report_event(journey.id, EventReport(attempt=1, kind="coordinator.alive", data={}))
+        coordinator.report_events(journey.id, EventReport(attempt=1, kind="coordinator.alive", data={}))
     supervisor.look()
     assert attempts(journey)[0].state == "running"
     age(journey, heard_at=silence_s + 1)

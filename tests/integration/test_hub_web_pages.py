@@ -98,7 +98,7 @@ class World:
                 "message": "an update with NaN",
             }
             report = wire.EventReport(attempt=1, kind="site.left-out", data=told)
-            coordinator.report_event(journey.id, report)
+            coordinator.report_events(journey.id, report)
         return journey
 
     @contextmanager
