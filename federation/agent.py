@@ -118,6 +118,9 @@ class Agent:
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             return self._word.refusal(order, explain_failure(error))
         except (Refused, Rejected, Unchecked) as error:
+            lost = error.__cause__
+            if error.code == "E_INPUT" and isinstance(lost, OSError):  # of a digest: the system is plainer
+                return self._word.refusal(order, explain_failure(lost))
             return self._word.refusal(order, error)
 
     def _perform(self, order: Order, message: OrderMessage) -> OrderReply:

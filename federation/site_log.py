@@ -123,6 +123,16 @@ def explain_failure(error: OSError | MemoryError | RuntimeError | ImportError) -
     return Refused("E_RECIPE_FAILED", f"the recipe ended with {type(error).__name__}")
 
 
+def outward(home: Home, text: str) -> str:
+    """A text that leaves the site: files by their names, not by where they lie."""
+    places = {home.path, home.path.resolve()}
+    with suppress(FedhubError):
+        places |= {dataset.folder for dataset in home.datasets()}
+    for place in sorted(map(str, places), key=len, reverse=True):
+        text = text.replace(f"{place}/", "")
+    return text
+
+
 def _named(error: OSError) -> str:
     """The file's own name: where it lies is nobody else's to know."""
     return Path(str(error.filename)).name if error.filename else "a file"

@@ -18,7 +18,7 @@ from federation.measuring import statistics_of_order
 from federation.messages import OrderReply, RefusalNote
 from federation.orders import Order, told
 from federation.reaching import ON_THE_WAY
-from federation.site_log import SiteLog
+from federation.site_log import SiteLog, outward
 from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked
 from storage.signing import open_envelope
@@ -39,6 +39,7 @@ PASSING = frozenset(
         "E_DISK_FULL",
         "E_SITE_IO",
         "E_SITE_DISK",
+        "E_TENSORS_WRITE",
     }
 )
 RECEIPT_FRESH_S = 480  # the hub admits a receipt within 10 minutes of its signing
@@ -142,7 +143,8 @@ class SiteWord:
                 bundle = self._home.sign("refusal", subjects, members, now=int(self._clock()))
             except Unchecked as lost:
                 self._log.tell(lost)
-                note = RefusalNote(code=lost.code, message=told(lost)[:2000], statement=None)
+                said = outward(self._home, told(lost))[:2000]
+                note = RefusalNote(code=lost.code, message=said, statement=None)
                 return OrderReply(dataset=order.dataset, refusal=note)
             kept = KeptRefusal(
                 order_id=order.id,
@@ -163,7 +165,7 @@ class SiteWord:
                 self._ledger.refusal_logged(kept.id)
         note = RefusalNote(
             code=error.code,
-            message=told(error)[:2000],
+            message=outward(self._home, told(error))[:2000],
             statement=kept.bundle.decode(),
             again=error.code in PASSING,
         )

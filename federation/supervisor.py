@@ -23,7 +23,7 @@ from federation.home import Home
 from federation.joining import post_status, register_site
 from federation.lifeline import code_path, python_command
 from federation.reaching import ON_THE_WAY, fleet_place, reach, read_roots, trusting
-from federation.site_log import SiteLog
+from federation.site_log import SiteLog, outward
 from federation.wire import SiteTrouble
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.signing import read_private_key
@@ -209,7 +209,8 @@ def _report(home: Home, name: str, log: SiteLog, ended: threading.Event) -> None
         said, said_at = (trouble.code, trouble.at), now
         # What keeps us from telling the hub is in the log already.
         with contextlib.suppress(FedhubError), home.client("snapshot") as client:
-            client.tell_trouble(SiteTrouble(name=name, code=trouble.code, message=trouble.message))
+            message = outward(home, trouble.message)
+            client.tell_trouble(SiteTrouble(name=name, code=trouble.code, message=message))
 
 
 @contextlib.contextmanager

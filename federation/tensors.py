@@ -245,7 +245,11 @@ class TensorWriter:
             self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as error:
             raise _unwritable(path, error) from error
-        self._put(memoryview(header))
+        try:
+            self._put(memoryview(header))
+        except Unchecked:
+            self.__exit__(None, None, None)
+            raise
 
     def write(self, values: Array) -> None:
         """Append the next elements of the tensor that is being written.

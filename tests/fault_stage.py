@@ -9,7 +9,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class Stage:
 
         self.alliance = alliance
         self.folder = alliance.folder
+        self.undo = ExitStack()  # what puts right again what a fault has done to the machine
         patch(Home, "client", lambda home, role="targets": alliance.client(home, role))
         base = self.folder / "base.safetensors"
         with repeatable(5):
@@ -183,6 +184,7 @@ class Stage:
         told = [run.error] if whole_run else [each for each in run.faults if each.site == TROUBLED]
         said = {each.code: (each.cause, each.owner, each.step) for each in told if each is not None}
         assert said.get(code) == words, (code, run.error, run.faults, run.reason)
+        assert str(self.folder) not in str(run), "where a site's files lie is nobody else's to know"
         for name in (OWNER, TROUBLED):
             text = self.command(name, "run", "show", journey.id)[1]
             assert f"{code}: {found.cause}" in text, text

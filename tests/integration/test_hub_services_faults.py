@@ -1,9 +1,12 @@
 """Every stop says why: the same cause, owner and next step in API, command line, run page and the site's own log."""
 
+import ctypes
 import html
 import itertools
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,12 +54,40 @@ def missing_file(stage: Stage, patch: pytest.MonkeyPatch) -> None:
 
 
 def no_permission(stage: Stage, patch: pytest.MonkeyPatch) -> None:
-    def denied(
-        path: Any, *given: Any, **options: Any
-    ) -> Any:  # root may read everything: play a system that says no
-        raise PermissionError(13, "Permission denied", str(path))
+    """The system says no: the file is nobody's to read, and root reads it no more than others do."""
+    stage.undo.callback(_rows(stage).chmod, 0o644)
+    _rows(stage).chmod(0)
+    stage.undo.enter_context(as_anybody())
 
-    patch.setattr(stage.troubled.agent._ledger, "checked_file", lambda path, status: denied(path))
+
+@contextmanager
+def as_anybody() -> Iterator[None]:
+    """This thread without root's right to pass over permissions (capset(2), of one thread alone)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    head = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    before, now = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    for each in (before, now):
+        assert libc.capget(head, each) == 0
+    now[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(head, now) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(head, before) == 0
+
+
+def full(stage: Stage, name: str) -> Path:
+    """A folder of the troubled site on a disk of its own, which has no byte left."""
+    folder = stage.troubled.home.site / name
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    stage.undo.callback(subprocess.run, ["umount", str(folder)], check=True)
+    with pytest.raises(OSError, match="No space left"):
+        (folder / "filler").write_bytes(bytes(1 << 17))
+    return folder
 
 
 def only_there(
@@ -125,12 +156,11 @@ def other_recipe(stage: Stage, patch: pytest.MonkeyPatch) -> None:
 
 
 def full_disk(stage: Stage, patch: pytest.MonkeyPatch) -> None:
-    folder = stage.troubled.home.site / "inputs"
-    shutil.rmtree(folder)
-    folder.mkdir()
-    before = shutil.disk_usage
-    full = SimpleNamespace(total=1, used=1, free=0)
-    patch.setattr(agent_module.shutil, "disk_usage", lambda path: full if path == folder else before(path))
+    full(stage, "inputs")
+
+
+def full_disk_for_updates(stage: Stage, patch: pytest.MonkeyPatch) -> None:
+    full(stage, "updates")
 
 
 def store_away(stage: Stage, patch: pytest.MonkeyPatch) -> None:
@@ -158,17 +188,17 @@ def other_bytes(stage: Stage, patch: pytest.MonkeyPatch) -> None:
             path.write_bytes(wrong)
 
 
-def upload_refused(stage: Stage, patch: pytest.MonkeyPatch) -> None:
-    client = stage.troubled.agent._client
-    before = client.upload
+def changed_update(stage: Stage, patch: pytest.MonkeyPatch) -> None:
+    """The update's bytes rot on the site's disk after it was written and before it is sent."""
+    before = transfer.send_file
 
-    def misled(*given: Any, **options: Any) -> Any:
-        upload = before(*given, **options)
-        orders = [one.model_copy(update={"url": one.url.split("?")[0] + "/%00"}) for one in upload.orders]
-        return upload.model_copy(update={"orders": orders})
+    def rotten(client: Any, path: Path, **options: Any) -> Any:
+        if path.is_relative_to(stage.troubled.home.path):
+            raw = path.read_bytes()
+            path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        return before(client, path, **options)
 
-    patch.setattr(client, "upload", misled)
-    patch.setattr(transfer, "ATTEMPTS", 1)
+    patch.setattr(transfer, "send_file", rotten)
 
 
 def clock_ahead(stage: Stage, patch: pytest.MonkeyPatch) -> None:
@@ -225,6 +255,8 @@ FAULTS: list[tuple[str, Inject, dict[str, Any]]] = [
     ("E_NOT_FINITE", diverging, {}),
     ("E_RECIPE", other_recipe, {}),
     ("E_SITE_DISK", full_disk, {}),
+    ("E_TENSORS_WRITE", full_disk_for_updates, {}),
+    ("E_FILE_CHANGED", changed_update, {}),
     ("E_STORE_UNREACHABLE", store_away, {}),
     ("E_DIGEST", other_bytes, {}),
     ("E_ORDER_LATE", clock_ahead, {}),
@@ -244,6 +276,7 @@ def mended(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(round_desk, "AGAIN_S", 1000.0)  # what may pass is not waited for
     yield stage
     monkeypatch.undo()
+    stage.undo.close()
     _rows(stage).write_bytes(rows)
     key.write_bytes(pem)
     key.chmod(0o600)
