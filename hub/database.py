@@ -10,8 +10,9 @@ import hashlib
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, Select, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
 from sqlmodel import Session
 
+from hub.glances import KEPT, PING_AFTER_S, Glance, Question
 from storage.errors import Unchecked
 
 READS, GLANCES = "fedhub_reads", "fedhub_glances"
-PING_AFTER_S = 1.0  # a connection that rested longer is asked whether it still lives before it is used
 
 
 class Database:
@@ -66,6 +67,9 @@ class Database:
         self._glancer = self.engine.execution_options(**{GLANCES: True})
         if not self.is_sqlite:
             self._glancer = self._glancer.execution_options(isolation_level="AUTOCOMMIT")
+        self._questions: dict[Select[Any], Question] = {}
+        self._resting: deque[Glance] = deque()
+        self._kept = min(KEPT, pool // 4)
 
     def _make_engine(self, pool: int) -> Engine:
         if not self.is_sqlite:
@@ -109,17 +113,32 @@ class Database:
             session.close()
 
     @contextmanager
-    def glance(self) -> Iterator[Session]:
-        """A session for a few reads, each of what is committed at its moment; no transaction is begun.
+    def glance(self) -> Iterator[Glance]:
+        """A few reads, each of what is committed at its moment; no transaction is begun.
 
         On PostgreSQL reads of one transaction are of different moments too (read committed): what is spared
-        is two more questions to the server.
+        is two more questions to the server. A few glances keep their connections between two requests.
         """
-        session = Session(self._glancer, expire_on_commit=False)
         try:
-            yield session
+            found = self._resting.pop()  # the one that rested shortest: its caches are warm
+        except IndexError:
+            found = Glance(self._glancer, self._questions)
+        if not (found.is_fresh or self.is_sqlite):
+            found.let_go()  # the pool asks whether a connection still lives
+        try:
+            yield found
         finally:
-            session.close()
+            if found.rest() and len(self._resting) < self._kept:
+                self._resting.append(found)
+            else:
+                found.let_go()
+            if found.failed:
+                self._end_resting()
+
+    def _end_resting(self) -> None:
+        with suppress(IndexError):  # the last one; other threads take them too
+            while True:
+                self._resting.pop().let_go()
 
     def open_session(self, *, write: bool = True) -> Session:
         """A session that the caller commits and closes."""
@@ -188,6 +207,7 @@ class Database:
 
     def close(self) -> None:
         """Give every connection back."""
+        self._end_resting()
         self.engine.dispose()
 
 

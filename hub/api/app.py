@@ -36,7 +36,7 @@ from hub.api.huggingface import files, repos, trees, xet
 from hub.api.huggingface import uploads as transfers
 from hub.api.limits import Doorkeeper, Rate
 from hub.api.problems import add_problems
-from hub.api.quick import quick_routes
+from hub.api.quick import QuickPaths, quick_routes
 from hub.context import Hub, NodeRegistry
 from hub.database import Database
 from hub.keys import HubKeys, keys_of
@@ -209,7 +209,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
     app.state.failed_logins = Rate(settings.logins_per_minute)
     app.state.meters = Meters()
     add_problems(app)
-    app.router.routes.extend(quick_routes(here))
+    app.router.routes.extend(quick_routes())
     app.include_router(log.router)
     app.include_router(health.router)
     for router in ROUTERS:
@@ -221,6 +221,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
         app.state.error_page = pages.error_page
     for router in (*HUGGINGFACE, *REGISTRIES):
         app.include_router(router)
+    app.add_middleware(QuickPaths, hub=here)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
     _describe(app)
     return app

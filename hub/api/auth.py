@@ -2,7 +2,7 @@
 
 A session is one transaction. It is committed when the route function has returned and before the answer is
 sent, so an answer is never ahead of what it says. The few routes that are asked most take ``HubHere`` alone
-and open a session themselves (``Database.glance``): each sync dependency would be one more change of threads.
+and read by themselves (``Database.glance``): each sync dependency would be one more change of threads.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from sqlmodel import Session
 
 from hub.access import ANONYMOUS, Actor
 from hub.context import Hub
+from hub.glances import Glance
 from hub.services.identity import actor_of
 from storage.errors import Refused
 
@@ -52,9 +53,9 @@ async def current_actor(request: Request, hub: HubHere) -> Actor:
     return known
 
 
-def actor_at_once(request: Request, hub: Hub, session: Session) -> Actor:
-    """As ``current_actor``, for routes that do all they do in one thread and one session."""
-    known = actor_of(hub, request.headers.get("authorization"), session)
+def actor_at_once(request: Request, hub: Hub, glance: Glance) -> Actor:
+    """As ``current_actor``, for routes that do all they do in one thread, at a glance."""
+    known = actor_of(hub, request.headers.get("authorization"), glance)
     request.state.actor = known
     return known
 

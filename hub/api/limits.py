@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hub.api.problems import problem
+from hub.logs import note
 from hub.settings import Settings
 from storage.encoding import read_json
 from storage.errors import Rejected
@@ -119,8 +120,9 @@ class Doorkeeper:
                 await self._app(scope, body, outward)
         finally:
             seconds = time.perf_counter() - began
-            _record(scope, status, seconds, request_id)
-            self._observe(scope["method"], _route(scope), status, seconds)
+            route = _route(scope)
+            _record(scope, route, status, seconds, request_id)
+            self._observe(scope["method"], route, status, seconds)
 
     async def _admit(
         self, scope: Scope, headers: Headers, receive: Receive
@@ -246,21 +248,15 @@ def _route(scope: Scope) -> str:
     return prefix + template if template.startswith("/") and not template.startswith("/api/") else template
 
 
-def _record(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+def _record(scope: Scope, route: str, status: int, seconds: float, request_id: str) -> None:
     # The route's template, not the path: a download's path is itself a secret.
-    route = _route(scope)
-    actor = scope.get("state", {}).get("actor")
-    _log.info(
-        "%s %s %d",
-        scope["method"],
-        route,
-        status,
-        extra={
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "ms": round(seconds * 1000, 1),
-            "request_id": request_id,
-            "caller": getattr(actor, "name", "-"),
-        },
-    )
+    method, actor = scope["method"], scope["state"].get("actor")
+    said = {
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "request_id": request_id,
+        "caller": getattr(actor, "name", "-"),
+    }
+    note(_log, f"{method} {route} {status}", said)

@@ -1,25 +1,30 @@
 """The routes that are asked most, ahead of all others and without the framework's questions about them.
 
 A client that looks at a model asks these a hundred times: what a model is, where one of its files lies. Each
-is one function in one worker thread. What they say, and to whom, is decided where it is for every route; that
-they stand first spares comparing the path with a hundred patterns, Starlette's plain routes spare the rest.
+is one function in one worker thread. What they say, and to whom, is decided where it is for every route.
 
-They have a narrow lane of their own: on SQLite one thread, since Python runs one at a time anyway and threads
-that wait for each other cost more than their work; on PostgreSQL a few, which wait for the server. What would
-hold the lane up (bytes from the store, a receipt to be written) is done in the threads of all other routes.
+``QuickPaths`` stands before the application. Where an answer takes a few reads it is given at once; whatever
+is more (bytes from the store, a receipt to be written, an error of ours) it leaves to the application, which
+has the same routes, ahead of a hundred patterns, and answers in the threads of all others.
+
+The reads have a narrow lane of their own: on SQLite one thread, since Python runs one at a time anyway and
+threads that wait for each other cost more than their work; on PostgreSQL a few, which wait for the server.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import cast
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hub.api import registry
 from hub.api.huggingface import files, repos
 from hub.api.huggingface.refusals import refusal
+from hub.api.lane import Lane
 from hub.context import Hub
 from storage.errors import FedhubError
 
@@ -31,6 +36,10 @@ Answer = Callable[[Hub, Request, bool], Response | None]
 class QuickRoute(Route):
     """A route that says of itself which it is, as FastAPI's do."""
 
+    def __init__(self, path: str, answer: Answer) -> None:
+        super().__init__(path, _endpoint(answer))
+        self.answer = answer
+
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether the request is for this route."""
         match, found = super().matches(scope)
@@ -39,25 +48,44 @@ class QuickRoute(Route):
         return match, found
 
 
-def quick_routes(hub: Hub) -> Sequence[Route]:
+class QuickPaths:
+    """ASGI middleware around the application that has ``quick_routes``."""
+
+    def __init__(self, app: ASGIApp, hub: Hub) -> None:
+        self._app, self._hub, self._routes = app, hub, quick_routes()
+        self._lane = Lane(LANE_SQLITE if hub.database.is_sqlite else LANE_POSTGRESQL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        response = await self._brief(scope) if scope["type"] == "http" else None
+        await (response or self._app)(scope, receive, send)
+
+    async def _brief(self, scope: Scope) -> Response | None:
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                try:
+                    return await self._lane.do(partial(route.answer, self._hub, Request(scope), True))
+                except (FedhubError, SQLAlchemyError):
+                    return None  # the application's to tell
+        return None
+
+
+def quick_routes() -> Sequence[QuickRoute]:
     """In the order in which they are tried."""
-    lane = CapacityLimiter(LANE_SQLITE if hub.database.is_sqlite else LANE_POSTGRESQL)
-    paths: dict[str, Answer] = {
-        "/api/{kind:repokind}/{ns}/{name}": _stock(repos.info_answer),
-        "/datasets/{ns}/{name}/resolve/{rest:path}": _stock(files.dataset_file_answer),
-        "/{ns}/{name}/resolve/{rest:path}": _stock(files.model_file_answer),
-    }
-    ours = QuickRoute("/api/v1/models/{institution}/{name}", _endpoint(registry.model_answer, lane))
-    return [ours, *(QuickRoute(path, _endpoint(answer, lane)) for path, answer in paths.items())]
+    return (
+        QuickRoute("/api/v1/models/{institution}/{name}", registry.model_answer),
+        QuickRoute("/api/{kind:repokind}/{ns}/{name}", _stock(repos.info_answer)),
+        QuickRoute("/datasets/{ns}/{name}/resolve/{rest:path}", _stock(files.dataset_file_answer)),
+        QuickRoute("/{ns}/{name}/resolve/{rest:path}", _stock(files.model_file_answer)),
+    )
 
 
-def _endpoint(answer: Answer, lane: CapacityLimiter) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         hub = cast(Hub, request.app.state.hub)
-        brief = await to_thread.run_sync(answer, hub, request, True, limiter=lane)
-        if brief is not None:
-            return brief
-        return cast(Response, await to_thread.run_sync(answer, hub, request, False))
+        return cast(Response, await run_in_threadpool(answer, hub, request, False))
 
     return endpoint
 

@@ -70,9 +70,9 @@ def model_answer(hub: Hub, request: Request, brief: bool = True) -> Response:
     """The answer to a request for one model; it is always brief (``hub.api.quick``)."""
     del brief
     name = "{institution}/{name}".format_map(request.path_params)
-    with hub.database.glance() as session:
-        actor = actor_at_once(request, hub, session)
-        said = registry.show_text(hub, session, actor, name)
+    with hub.database.glance() as glance:
+        actor = actor_at_once(request, hub, glance)
+        said = registry.show_text(hub, glance, actor, name)
     return Response(said, media_type="application/json")
 
 

@@ -16,6 +16,7 @@ from sqlmodel import Session, SQLModel
 
 from federation import wire
 from hub.context import Hub
+from hub.glances import Glance, ask, session_of
 from hub.services import releases
 from hub.services.lookup import LOG_ROWS
 from storage.encoding import format_time
@@ -61,19 +62,19 @@ class Named(Protocol):
         """``public``, ``gated`` or ``private``."""
 
 
-def one(session: Session, name: str) -> Sequence[Any]:
+def one(source: Session | Glance, name: str) -> Sequence[Any]:
     """Rows of one model: at least one with ``owner``, ``visibility``, ``log_rows`` if it is here, else none.
 
     Each holds one version; of a model without any, ``version`` is None.
     """
-    return session.connection().execute(ONE, {"name": name}).all()
+    return ask(source, ONE, {"name": name})
 
 
-def model_text(hub: Hub, session: Session, name: str, rows: Sequence[Any]) -> str:
+def model_text(hub: Hub, source: Session | Glance, name: str, rows: Sequence[Any]) -> str:
     """One model as JSON, from the rows of ``one``."""
     versions = [row for row in rows if row.version is not None]
-    tags = session.connection().execute(TAGS_OF_ONE, {"name": name}).all()
-    texts = _version_texts(hub, session, versions, tags, log_rows=rows[0].log_rows)
+    tags = ask(source, TAGS_OF_ONE, {"name": name})
+    texts = _version_texts(hub, session_of(source), versions, tags, log_rows=rows[0].log_rows)
     return _model_text(name, rows[0].owner, rows[0].visibility, texts.get(name, []))
 
 

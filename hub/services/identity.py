@@ -25,6 +25,7 @@ from federation import wire
 from hub.access import ANONYMOUS, COORDINATOR, Actor, KeyRole, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, not_found
+from hub.glances import Glance
 from hub.services.remembering import keep_token
 from hub.tables import InstitutionRow, PersonalTokenRow, SeenAssertionRow
 from storage.encoding import format_time, is_digest, read_json
@@ -175,13 +176,13 @@ def _audience(hub: Hub) -> str:
 # --- who a token is -------------------------------------------------------------------------------------
 
 
-def actor_of(hub: Hub, authorization: str | None, session: Session | None = None) -> Actor:
+def actor_of(hub: Hub, authorization: str | None, glance: Glance | None = None) -> Actor:
     """The actor that an ``Authorization`` header names; none: ``ANONYMOUS``.
 
     A token is looked up each time, in one statement: one that was revoked a moment ago is refused.
 
     Args:
-        session: one to read with; by default one is opened.
+        glance: one to read with; by default one is opened.
     Raises:
         Refused: ``E_TOKEN`` (401) when a header is there and is not good.
     """
@@ -194,13 +195,13 @@ def actor_of(hub: Hub, authorization: str | None, session: Session | None = None
     if hmac.compare_digest(token, hub.keys.coordinator_token):
         return COORDINATOR
     find = _personal_actor if token.startswith(PERSONAL_PREFIX) else _access_actor
-    if session is not None:
-        return find(hub, session, token)
+    if glance is not None:
+        return find(hub, glance, token)
     with hub.database.glance() as own:
         return find(hub, own, token)
 
 
-def _access_actor(hub: Hub, session: Session, token: str) -> Actor:
+def _access_actor(hub: Hub, glance: Glance, token: str) -> Actor:
     head = token.partition(".")[0]
     try:
         # Our own header, byte for byte: nothing of a stranger's is parsed before its signature is checked.
@@ -218,16 +219,17 @@ def _access_actor(hub: Hub, session: Session, token: str) -> Actor:
         raise _bad_token("the access token is not one of this hub's") from error
     if claims["exp"] <= hub.ledger.now():
         raise _bad_token("the access token has expired")
-    member = session.connection().execute(MEMBER, {"name": claims["sub"]}).first()
-    role = _approved_role(claims["sub"], member)
+    members = glance.rows(MEMBER, {"name": claims["sub"]})
+    role = _approved_role(claims["sub"], members[0] if members else None)
     return Actor(claims["sub"], role, "access", frozenset({"read", "write"}), claims["key_role"])
 
 
-def _personal_actor(hub: Hub, session: Session, token: str) -> Actor:
+def _personal_actor(hub: Hub, glance: Glance, token: str) -> Actor:
     now = hub.ledger.now()
-    row = session.connection().execute(BEARER, {"digest": _digest(token)}).first()
-    if row is None:
+    rows = glance.rows(BEARER, {"digest": _digest(token)})
+    if not rows:
         raise _bad_token("the personal token is not known")
+    row = rows[0]
     if row.revoked_at is not None:
         raise _bad_token(f"the personal token {row.name!r} was revoked")
     if row.expires_at <= now:
@@ -236,12 +238,12 @@ def _personal_actor(hub: Hub, session: Session, token: str) -> Actor:
         row.institution, _approved_role(row.institution, row), "personal", frozenset(row.scopes.split())
     )
     if row.last_used_at is None or row.last_used_at + USED_EVERY_S <= now:
-        _note_use(hub, session, row.id, now)
+        _note_use(hub, glance, row.id, now)
     return actor
 
 
-def _note_use(hub: Hub, session: Session, token_id: str, now: int) -> None:
-    session.commit()  # gives our connection back before another one is taken
+def _note_use(hub: Hub, glance: Glance, token_id: str, now: int) -> None:
+    glance.let_go()  # one connection at a time
     with hub.database.session_scope() as writer:
         used = writer.get(PersonalTokenRow, token_id)
         if used is not None:

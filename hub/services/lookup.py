@@ -19,6 +19,7 @@ from sqlmodel import Session, SQLModel
 from federation.stock_names import is_large
 from hub.access import Actor
 from hub.context import Hub
+from hub.glances import Glance, ask
 from hub.services.commits import Commit, FoundCommit
 from hub.services.repo_files import RepoFile, is_reserved, pointer_oid, proof_paths
 from hub.services.revisions import (
@@ -57,7 +58,13 @@ class Found:
 
 
 def look(
-    hub: Hub, session: Session, actor: Actor, kind: Kind, name: str, revision: str = MAIN, path: str = ""
+    hub: Hub,
+    source: Session | Glance,
+    actor: Actor,
+    kind: Kind,
+    name: str,
+    revision: str = MAIN,
+    path: str = "",
 ) -> Found | None:
     """Repository, commit and file in one statement; None: the revision is not one of the common cases.
 
@@ -73,11 +80,12 @@ def look(
         "commit": revision if COMMIT_ID.fullmatch(revision) else None,
         "path": path,
     }
-    row = session.connection().execute(_statement(kind), asked).first()
-    if row is None:
+    rows = ask(source, _statement(kind), asked)
+    if not rows:
         raise repo_not_found(name)
+    row = rows[0]
     repo = Repo(kind, name, row.owner, row.visibility, row.repo_created_at)
-    admit(hub, session, actor, repo)
+    admit(hub, source, actor, repo)
     drafts_hidden = row.branch is not None and row.statement is None and not is_own(actor, repo)
     return None if row.id is None or drafts_hidden else _found(repo, row)
 
@@ -118,11 +126,11 @@ def certainly_absent(found: Found, path: str) -> bool:
     return found.sha256 is None and not is_reserved(path)
 
 
-def file_names(session: Session, repo: Repo, commit: Commit) -> list[str]:
+def file_names(source: Session | Glance, repo: Repo, commit: Commit) -> list[str]:
     """Names of all files of a commit, those that the hub makes too, in order."""
     if commit.asset_id is None:
         return []
-    own = set(session.connection().execute(_NAMES, {"asset_id": commit.asset_id}).scalars())
+    own = {row.name for row in ask(source, _NAMES, {"asset_id": commit.asset_id})}
     return sorted(own | set(proof_paths(repo, commit)))
 
 

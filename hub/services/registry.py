@@ -22,6 +22,7 @@ from federation.licences import check_license
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
+from hub.glances import Glance, session_of
 from hub.services import described, formats, releases, statements
 from hub.services.keeping import hold, manifest_key
 from hub.services.pulls import may_pull
@@ -296,14 +297,14 @@ def show(hub: Hub, session: Session, actor: Actor, name: str) -> wire.Model:
     return described.models(hub, session, [_model_row(hub, session, actor, name)])[0]
 
 
-def show_text(hub: Hub, session: Session, actor: Actor, name: str) -> str:
+def show_text(hub: Hub, source: Session | Glance, actor: Actor, name: str) -> str:
     """What ``show`` says, as JSON, in two statements."""
-    rows = described.one(session, name)
+    rows = described.one(source, name)
     if not rows:
         raise not_found("model", name)
-    thing = thing_of(hub, session, actor, name, rows[0].owner, rows[0].visibility)
+    thing = thing_of(hub, source, actor, name, rows[0].owner, rows[0].visibility)
     decide(actor, "read model", thing)
-    return described.model_text(hub, session, name, rows)
+    return described.model_text(hub, source, name, rows)
 
 
 def released_names(hub: Hub, session: Session, names: Collection[str]) -> set[str]:
@@ -348,11 +349,13 @@ def _version_row(session: Session, name: str, number: int) -> VersionRow:
     return row
 
 
-def thing_of(hub: Hub, session: Session, actor: Actor, name: str, owner: str, visibility: str) -> Thing:
+def thing_of(
+    hub: Hub, source: Session | Glance, actor: Actor, name: str, owner: str, visibility: str
+) -> Thing:
     """A model as ``access.decide`` takes it: a private one has those as parties who may pull a version."""
     parties = frozenset[str]()
     if visibility == "private" and actor.institution not in (None, owner):
-        institution = str(actor.institution)
+        institution, session = str(actor.institution), session_of(source)
         if any(
             may_pull(hub, session, institution, asset_id)
             for asset_id in _granted(hub, session, name, institution)

@@ -21,6 +21,7 @@ from sqlmodel import Session, col, func, select
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import bad_field, conflict
+from hub.glances import Glance, session_of
 from hub.services.commits import Commit
 from hub.services.pulls import Use, decide_use
 from hub.services.remembering import keep_tag
@@ -101,10 +102,10 @@ def find(hub: Hub, session: Session, actor: Actor, kind: Kind, name: str) -> Rep
     raise repo_not_found(name)
 
 
-def admit(hub: Hub, session: Session, actor: Actor, repo: Repo) -> None:
+def admit(hub: Hub, source: Session | Glance, actor: Actor, repo: Repo) -> None:
     """Return only when the actor may know of this repository; raises as ``find`` does."""
     try:
-        decide(actor, "read repository", _thing(hub, session, actor, repo))
+        decide(actor, "read repository", _thing(hub, source, actor, repo))
     except Unchecked:
         raise repo_not_found(repo.name) from None
     except Refused as error:
@@ -154,11 +155,12 @@ def page(
         cursor = str(cast(ModelRow, rows[-1]).name)
 
 
-def _thing(hub: Hub, session: Session, actor: Actor, repo: Repo) -> Thing:
+def _thing(hub: Hub, source: Session | Glance, actor: Actor, repo: Repo) -> Thing:
     parties = frozenset[str]()
-    asks = repo.visibility == "private" and actor.institution not in (None, repo.owner)
-    if asks and any(_may_use(hub, session, actor, repo, row) for row in versions(session, repo)):
-        parties = frozenset({str(actor.institution)})
+    if repo.visibility == "private" and actor.institution not in (None, repo.owner):
+        session = session_of(source)
+        if any(_may_use(hub, session, actor, repo, row) for row in versions(session, repo)):
+            parties = frozenset({str(actor.institution)})
     members, public = repo.visibility == "gated", repo.visibility == "public"
     return Thing(f"{repo.kind} {repo.name}", repo.owner, parties, members=members, public=public)
 
@@ -355,7 +357,13 @@ def _by_id(session: Session, repo: Repo, text: str) -> RevisionRow | None:
 
 
 def readable(
-    hub: Hub, session: Session, actor: Actor, repo: Repo, row: Commit, *, log_rows: int | None = None
+    hub: Hub,
+    source: Session | Glance,
+    actor: Actor,
+    repo: Repo,
+    row: Commit,
+    *,
+    log_rows: int | None = None,
 ) -> str | None:
     """Say yes to the files of a commit by returning the grant used (None: none is needed), no by raising.
 
@@ -369,7 +377,7 @@ def readable(
         return None
     use = Use(repo.owner, repo.visibility, repo.name, row.version, row.asset_id)
     try:
-        return decide_use(hub, session, use, actor.institution, log_rows=log_rows)
+        return decide_use(hub, session_of(source), use, actor.institution, log_rows=log_rows)
     except Refused as error:
         raise Refused("E_GATED", f"{error.message} ({error.code})", error.hint) from error
 

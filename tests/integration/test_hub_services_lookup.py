@@ -1,7 +1,8 @@
 """What is asked most costs few statements over indexes, and says what the long way says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 from sqlalchemy import event, text
@@ -9,6 +10,7 @@ from sqlalchemy.engine import Engine
 
 from federation import wire
 from hub.access import ANONYMOUS, Actor
+from hub.glances import Question
 from hub.services import catalogue, lookup, registry, repo_files, revisions
 from hub.services.catalogue import Wanted
 from hub.services.revisions import Repo
@@ -40,9 +42,16 @@ def statements(engine: Engine) -> Iterator[list[tuple[str, object]]]:
     def note(_connection: object, _cursor: object, said: str, given: object, *_rest: object) -> None:
         sent.append((said, given))
 
+    def note_glance(question: Question, asked: Mapping[str, object]) -> object:
+        given = values_of(question, asked)
+        sent.append((question.text, given))
+        return given
+
+    values_of = Question.values
     event.listen(engine, "before_cursor_execute", note)
     try:
-        yield sent
+        with mock.patch.object(Question, "values", note_glance):
+            yield sent
     finally:
         event.remove(engine, "before_cursor_execute", note)
 

@@ -17,6 +17,7 @@ from hub.api.auth import CurrentActor, HubHere, ReadSession
 from hub.api.huggingface.refusals import header_text
 from hub.context import Hub
 from hub.errors import bad_field
+from hub.glances import Glance, session_of
 from hub.services import revisions
 from hub.services.commits import Commit
 from hub.services.revisions import Kind, Repo
@@ -93,13 +94,18 @@ def warn(response: Response, topic: str, text: str) -> None:
 
 
 def warn_about(
-    hub: Hub, session: Session, response: Response, repo: Repo, row: Commit, grant: str | None = None
+    hub: Hub,
+    source: Session | Glance,
+    response: Response,
+    repo: Repo,
+    row: Commit,
+    grant: str | None = None,
 ) -> None:
     """Say that a commit is not signed, or that the grant that shows it ends soon."""
     if row.statement is None and row.asset_id is not None:
         warn(response, "unsigned", f"{repo.name} at {row.id[:12]} is a draft: nobody has signed it")
     if grant is not None:
-        with hub.ledger.evidence(session) as evidence:
+        with hub.ledger.evidence(session_of(source)) as evidence:
             found = evidence.get(grant)
         if found is not None:
             left_s = parse_time(found.says["expires"]) - hub.ledger.now()

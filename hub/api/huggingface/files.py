@@ -9,12 +9,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlmodel import Session
 
 from hub.api.auth import HubHere, ReadSession, actor_at_once
 from hub.api.huggingface.asking import revision_and_path, warn_about
 from hub.api.huggingface.refusals import refusal
 from hub.context import Hub
+from hub.glances import Glance
 from hub.services import downloads, lookup, revisions
 from hub.services.commits import Commit
 from hub.services.downloads import Bearer
@@ -40,32 +40,30 @@ def model_file_answer(hub: Hub, request: Request, brief: bool) -> Response | Non
 def _resolve(hub: Hub, request: Request, kind: Kind, skip: int, brief: bool) -> Response | None:
     if brief and request.method != "HEAD":
         return None
-    with hub.database.glance() as session:
-        return _file(hub, session, request, kind, skip, brief)
+    with hub.database.glance() as glance:
+        return _file(hub, glance, request, kind, skip, brief)
 
 
-def _file(
-    hub: Hub, session: Session, request: Request, kind: Kind, skip: int, brief: bool
-) -> Response | None:
+def _file(hub: Hub, glance: Glance, request: Request, kind: Kind, skip: int, brief: bool) -> Response | None:
     name = "{ns}/{name}".format_map(request.path_params)
-    actor = actor_at_once(request, hub, session)
+    actor = actor_at_once(request, hub, glance)
     revision, path = revision_and_path(request, skip)
-    found = lookup.look(hub, session, actor, kind, name, revision, path)
+    found = lookup.look(hub, glance, actor, kind, name, revision, path)
     if found is None:
-        repo = revisions.find(hub, session, actor, kind, name)
-        row: Commit = revisions.resolve(session, actor, repo, revision)
-        grant = revisions.readable(hub, session, actor, repo, row)
+        repo = revisions.find(hub, glance.session, actor, kind, name)
+        row: Commit = revisions.resolve(glance.session, actor, repo, revision)
+        grant = revisions.readable(hub, glance, actor, repo, row)
         file = None
     else:
         repo, row = found.repo, found.commit
-        grant = revisions.readable(hub, session, actor, repo, row, log_rows=found.log_rows)
+        grant = revisions.readable(hub, glance, actor, repo, row, log_rows=found.log_rows)
         file = lookup.found_file(found, path)
     if brief and (found is None or (file is None and not lookup.certainly_absent(found, path))):
         return None
     try:
         if found is not None and lookup.certainly_absent(found, path):
             raise no_entry(repo, row, path)
-        file = file or file_at(hub, session, repo, row, path)
+        file = file or file_at(hub, glance.session, repo, row, path)
     except Unchecked as error:
         if error.code != "E_ENTRY":
             raise
@@ -73,18 +71,18 @@ def _file(
     if grant is not None and (file.large or request.method == "GET"):
         if brief:
             return None
-        session.commit()  # gives the connection back before another one is taken
+        glance.let_go()  # one connection at a time
         ensure_receipt(hub, str(actor.institution), str(row.asset_id), grant)
     if file.large:
         bearer = Bearer.of(actor, request.headers.get("authorization"))
         response = Response(status_code=302, headers=_large(hub, bearer, repo, row, file))
     else:
-        response = _small(hub, session, request, row, file)
+        response = _small(hub, glance, request, row, file)
     response.headers["X-Repo-Commit"] = row.id
     response.headers["Cache-Control"] = "private, no-cache"
     if row.asset_id is not None:
         response.headers["X-Manifest-Sha256"] = row.asset_id
-    warn_about(hub, session, response, repo, row, grant)
+    warn_about(hub, glance, response, repo, row, grant)
     return response
 
 
@@ -97,7 +95,7 @@ def _large(hub: Hub, bearer: Bearer, repo: revisions.Repo, row: Commit, file: Re
     }
 
 
-def _small(hub: Hub, session: Session, request: Request, row: Commit, file: RepoFile) -> Response:
+def _small(hub: Hub, glance: Glance, request: Request, row: Commit, file: RepoFile) -> Response:
     headers = {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
     kind = "application/octet-stream"
     if request.method == "HEAD":
@@ -105,12 +103,12 @@ def _small(hub: Hub, session: Session, request: Request, row: Commit, file: Repo
         return Response(status_code=200, headers=headers, media_type=kind)
     window = _window(request.headers.get("range", ""), file.size)
     if window is None:
-        return Response(content_of(hub, session, row, file), 200, headers, kind)
+        return Response(content_of(hub, glance.session, row, file), 200, headers, kind)
     start, end = window
     if start >= end:
         return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{file.size}"})
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
-    return Response(content_of(hub, session, row, file)[start:end], 206, headers, kind)
+    return Response(content_of(hub, glance.session, row, file)[start:end], 206, headers, kind)
 
 
 def _window(text: str, size: int) -> tuple[int, int] | None:

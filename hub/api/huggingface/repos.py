@@ -21,6 +21,7 @@ from hub.api.huggingface.asking import (
 )
 from hub.api.huggingface.refusals import StockRoute, said
 from hub.context import Hub
+from hub.glances import Glance, session_of
 from hub.services import drafts, identity, lookup, revisions
 from hub.services.commits import Commit
 from hub.services.repo_files import POINTER_BYTES, RepoFile, files_of
@@ -210,11 +211,12 @@ def info_answer(hub: Hub, request: Request, brief: bool) -> Response | None:
         return None  # git's names of files may have to be computed from their bytes
     kind: Kind = request.path_params["kind"]
     name = "{ns}/{name}".format_map(request.path_params)
-    with hub.database.glance() as session:
-        actor = actor_at_once(request, hub, session)
-        found = lookup.look(hub, session, actor, kind, name)
+    with hub.database.glance() as glance:
+        actor = actor_at_once(request, hub, glance)
+        found = lookup.look(hub, glance, actor, kind, name)
         if found is not None:
-            return _describe(hub, session, request, found.repo, found.commit)
+            return _describe(hub, glance, request, found.repo, found.commit)
+        session = glance.session
         repo = revisions.find(hub, session, actor, kind, name)
         return _describe(hub, session, request, repo, _newest(session, actor, repo))
 
@@ -228,13 +230,13 @@ def info_at(
     return _describe(hub, session, request, repo, row)
 
 
-def _describe(hub: Hub, session: Session, request: Request, repo: Repo, row: Commit) -> Response:
+def _describe(hub: Hub, source: Session | Glance, request: Request, repo: Repo, row: Commit) -> Response:
     if "blobs" in request.query_params:
-        siblings = [_sibling(file) for file in files_of(hub, session, repo, row)]
+        siblings = [_sibling(file) for file in files_of(hub, session_of(source), repo, row)]
     else:
-        siblings = _siblings(lookup.file_names(session, repo, row))
+        siblings = _siblings(lookup.file_names(source, repo, row))
     response = JSONResponse(_info(repo, row, siblings))
-    warn_about(hub, session, response, repo, row)
+    warn_about(hub, source, response, repo, row)
     return response
 
 
