@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from federation.app_terms import AppTerms, app_members, take_app
-from federation.fields import Schema, as_expected, boolean, decimal, integer, one_of, problems, text
+from federation.fields import Schema, as_expected, boolean, integer, one_of, problems, text
 from federation.harmonising import OPTIONS, Harmonise, option_problems, options, read_harmonise
 from federation.recipes.catalogue import RECIPES, Recipe
+from federation.strategy_terms import DEFAULTS, EQUAL_ONLY, TAKES, least_sites, strategy_problems
 from storage.encoding import canonical, parse_time, read_canonical, sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked, shown
 from storage.manifests import check_names
@@ -29,47 +30,7 @@ MAX_INTEGER = (1 << 53) - 1
 
 _HERE = Path(__file__).parent
 
-_SERVER: dict[str, Schema] = {
-    "FedAvg": {},
-    "FedProx": {},
-    "FedAvgM": {
-        "serverLearningRate": decimal("0", "100", above=True),
-        "serverMomentum": decimal("0", "1", below=True),
-    },
-    "FedAdam": {
-        "eta": decimal("0", "100", above=True),
-        "beta1": decimal("0", "1", below=True),
-        "beta2": decimal("0", "1", below=True),
-        "tau": decimal("0", "1", above=True),
-    },
-    "FedYogi": {
-        "eta": decimal("0", "100", above=True),
-        "beta1": decimal("0", "1", below=True),
-        "beta2": decimal("0", "1", below=True),
-        "tau": decimal("0", "1", above=True),
-    },
-    "FedAdagrad": {"eta": decimal("0", "100", above=True), "tau": decimal("0", "1", above=True)},
-    "FedMedian": {},
-    "FedTrimmedAvg": {"beta": decimal("0", "0.5", below=True)},
-    "Krum": {"malicious": integer(0, 1000)},
-    "MultiKrum": {"malicious": integer(0, 1000), "select": integer(1, 1000)},
-    "Bulyan": {"malicious": integer(0, 1000)},
-}
-STRATEGIES = tuple(_SERVER)
-
-# What a draft is given where its author says nothing; a plan always writes it out. The optimisers' are those
-# of Flower 1.42. How many sites may lie is nobody's default.
-_SERVER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "FedAvgM": {"serverLearningRate": "1", "serverMomentum": "0.9"},
-    "FedAdam": {"eta": "0.1", "beta1": "0.9", "beta2": "0.99", "tau": "0.001"},
-    "FedYogi": {"eta": "0.01", "beta1": "0.9", "beta2": "0.99", "tau": "0.001"},
-    "FedAdagrad": {"eta": "0.1", "tau": "0.001"},
-    "FedTrimmedAvg": {"beta": "0.2"},
-}
 COMPRESSIONS = ("none", "bf16", "fp16", "int8")
-
-# Strategies that count every site once, whatever a site says about its examples.
-_EQUAL_ONLY = ("FedMedian", "FedTrimmedAvg", "Bulyan")
 
 _RECIPE_NAME = text(r"[a-z0-9]+(-[a-z0-9]+){0,7}", "a recipe's name")
 
@@ -203,14 +164,14 @@ def make_config(
     """
     if app is not None:
         parameters = app.parameters
-    given = {**_SERVER_DEFAULTS.get(strategy, {}), **(strategy_parameters or {})}
+    given = {**DEFAULTS.get(strategy, {}), **(strategy_parameters or {})}
     raw = canonical(
         {
             "type": CONFIG_TYPE,
             **(_recipe_members(recipe, parameters) if app is None else app_members(app)),
-            "strategy": {"name": strategy, "parameters": _typed(given, _SERVER.get(strategy, {}))},
+            "strategy": {"name": strategy, "parameters": _typed(given, TAKES.get(strategy, {}))},
             "seed": seed,
-            "weighting": weighting or ("equal" if strategy in _EQUAL_ONLY else "examples"),
+            "weighting": weighting or ("equal" if strategy in EQUAL_ONLY else "examples"),
             "maxExamples": max_examples,
             "compression": compression,
             "quorum": quorum,
@@ -260,7 +221,7 @@ def read_config(raw: bytes) -> Config:
     if recipe is not None:
         found += _recipe_problems(recipe, "recipe", installed_only=False)
     if strategy is not None:
-        found += _strategy_problems(strategy)
+        found += strategy_problems(strategy)
     found += _weights_problems(value)
     if not found:
         found = _together(value) + option_problems(value, recipe=app is None)
@@ -461,19 +422,6 @@ def _recipe_problems(recipe: dict[str, Any], where: str, *, installed_only: bool
     return found
 
 
-def _strategy_problems(strategy: dict[str, Any]) -> list[str]:
-    name = strategy.get("name")
-    parameters = _SERVER.get(name) if isinstance(name, str) else None
-    schema: Schema = {
-        "name": one_of(*STRATEGIES),
-        "parameters": lambda value: None if isinstance(value, dict) else "an object",
-    }
-    found = problems(strategy, schema, "strategy")
-    if parameters is not None and isinstance(strategy.get("parameters"), dict):
-        found += problems(strategy["parameters"], parameters, "strategy.parameters")
-    return found
-
-
 def _weights_problems(value: object) -> list[str]:
     name = value.get("weights") if isinstance(value, dict) else None
     if not isinstance(name, str):
@@ -489,20 +437,6 @@ def _weights_problems(value: object) -> list[str]:
     )
 
 
-def least_sites(strategy: str, parameters: Mapping[str, Any]) -> int:
-    """How many updates a strategy needs before its promise against hostile sites means anything.
-
-    Source: n >= 2f + 3 in Blanchard et al. 2017 (arXiv 1703.02757), n >= 4f + 3 in El Mhamdi et al. 2018
-    (arXiv 1802.07927), f being the number of malicious sites.
-    """
-    if strategy in ("Krum", "MultiKrum"):
-        least = 2 * int(parameters["malicious"]) + 3
-        return max(least, int(parameters.get("select", 1)) + int(parameters["malicious"]))
-    if strategy == "Bulyan":
-        return 4 * int(parameters["malicious"]) + 3
-    return 1
-
-
 def _together(value: dict[str, Any]) -> list[str]:
     """Rules between fields that are each well by themselves."""
     found = []
@@ -512,7 +446,7 @@ def _together(value: dict[str, Any]) -> list[str]:
         found.append(
             f"quorum: {strategy} with these parameters needs at least {least}, found {value['quorum']}"
         )
-    if strategy in _EQUAL_ONLY and value["weighting"] != "equal":
+    if strategy in EQUAL_ONLY and value["weighting"] != "equal":
         found.append(f"weighting: {strategy} counts every site once, expected 'equal', found 'examples'")
     mu = value["recipe"]["parameters"].get("proximalMu")
     if strategy == "FedProx" and isinstance(mu, str) and set(mu) <= set("-0."):

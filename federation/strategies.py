@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from federation.plan import least_sites
+from federation.strategy_terms import least_sites
 from federation.tensors import Array
 from storage.errors import Misuse, Refused
 

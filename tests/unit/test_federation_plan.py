@@ -15,7 +15,6 @@ from federation.plan import (
     build_recipe,
     check_parameters,
     check_recipe,
-    least_sites,
     make_config,
     make_model_config,
     read_config,
@@ -23,6 +22,7 @@ from federation.plan import (
     read_plan,
 )
 from federation.recipes.catalogue import RECIPES
+from federation.strategy_terms import least_sites
 from storage.encoding import canonical, read_json, sha256_hex
 from storage.errors import Rejected, Unchecked
 from storage.signing import new_private_key, open_envelope, sign
@@ -325,6 +325,7 @@ def test_a_recipe_lists_every_module_of_ours_that_its_training_imports() -> None
     aside = {
         "plan.py",
         "app_terms.py",
+        "strategy_terms.py",
         "fields.py",
         "figures.py",
         "harmonising.py",

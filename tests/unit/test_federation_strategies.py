@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from federation.aggregation import SiteUpdate, aggregate
-from federation.plan import STRATEGIES
 from federation.strategies import Krum, Median, NearestToMedian, TrimmedMean, make_strategy
+from federation.strategy_terms import STRATEGIES
 from federation.tensors import TensorFile, write_tensors
 from storage.errors import Misuse
 
