@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hub.commands import plan_options as options
 from hub.commands.apps import bundle_bytes
 from hub.commands.homes import home_of
 from hub.terminal import Command, short, table, terminal_of
@@ -26,67 +27,32 @@ KEPT_UPDATES = "  each site's updates are kept: the plan's owner, auditors and t
 @app.command("new", cls=Command)
 def new(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="A new folder for the draft.")],
-    model: Annotated[str, typer.Option(help="The base version, NAME@VERSION or NAME:TAG.")],
-    participant: Annotated[list[str], typer.Option(help="A dataset's name or asset id; once per site.")],
-    rounds: Annotated[int, typer.Option(min=1, max=10_000)],
-    min_participants: Annotated[
-        int | None, typer.Option(help="Sites each round needs (default: all).")
-    ] = None,
-    approvals: Annotated[
-        int | None, typer.Option(help="Approvals of a release (default: a majority).")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", "--parameter", help="A recipe parameter, NAME=VALUE; may be repeated."),
-    ] = None,
-    strategy: Annotated[str, typer.Option(help="How updates become an aggregate.")] = "FedAvg",
-    strategy_parameter: Annotated[
-        list[str] | None,
-        typer.Option("--strategy-parameter", "--strategy-set", help="Of the strategy, NAME=VALUE."),
-    ] = None,
-    weighting: Annotated[
-        str | None, typer.Option(help="examples or equal (default: as the strategy needs it).")
-    ] = None,
-    max_examples: Annotated[
-        int, typer.Option(help="Examples beyond which a site weighs no more.", min=1)
-    ] = 1_000_000,
-    compression: Annotated[str, typer.Option(help="How updates travel: none, bf16, fp16 or int8.")] = "none",
-    keep_updates: Annotated[
-        bool,
-        typer.Option("--keep-updates", help="Keep each site's updates, so that auditors can repeat the sum."),
-    ] = False,
-    bad_update: Annotated[
-        str, typer.Option(help="leave-out or stop, when a site's update breaks a rule.")
-    ] = "leave-out",
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    quorum: Annotated[
-        int | None, typer.Option(help="Replies that close a round (default: all needed).")
-    ] = None,
-    deadline: Annotated[int, typer.Option(help="Seconds that a round stays open.", min=1)] = 600,
-    days: Annotated[int, typer.Option(help="Days until the plan expires.", min=1, max=366)] = 30,
-    epsilon: Annotated[str | None, typer.Option(help="Privacy loss allowed, with --delta.")] = None,
-    delta: Annotated[str | None, typer.Option()] = None,
-    harmonise: Annotated[
-        bool, typer.Option("--harmonise", help="Scale all columns alike at all sites, by joint statistics.")
-    ] = False,
-    harmonise_column: Annotated[
-        list[str] | None, typer.Option(help="Scale only this column so; may be repeated.")
-    ] = None,
-    count_labels: Annotated[
-        bool, typer.Option("--count-labels", help="With joint statistics: count rows by class too.")
-    ] = False,
-    report: Annotated[
-        bool,
-        typer.Option(help="End the run with a benefit report: each site's own model beside the shared one."),
-    ] = True,
-    smallest_cohort: Annotated[
-        int | None, typer.Option(help="Tell nothing about fewer rows (default: 10).", min=1, max=1_000_000)
-    ] = None,
-    app_: Annotated[
-        str | None,
-        typer.Option("--app", help="Your own code: a Flower app bundle, by file, digest or an earlier plan."),
-    ] = None,
+    folder: options.Folder,
+    model: options.Model,
+    participant: options.Participant,
+    rounds: options.Rounds,
+    min_participants: options.MinParticipants = None,
+    approvals: options.Approvals = None,
+    setting: options.Setting = None,
+    strategy: options.Strategy = "FedAvg",
+    strategy_parameter: options.StrategyParameter = None,
+    weighting: options.Weighting = None,
+    max_examples: options.MaxExamples = 1_000_000,
+    compression: options.Compression = "none",
+    keep_updates: options.KeepUpdates = False,
+    bad_update: options.BadUpdate = "leave-out",
+    seed: options.Seed = 1,
+    quorum: options.Quorum = None,
+    deadline: options.Deadline = 600,
+    days: options.Days = 30,
+    epsilon: options.Epsilon = None,
+    delta: options.Delta = None,
+    harmonise: options.Harmonise = False,
+    harmonise_column: options.HarmoniseColumn = None,
+    count_labels: options.CountLabels = False,
+    report: options.Report = True,
+    smallest_cohort: options.SmallestCohort = None,
+    app_: options.App = None,
 ) -> Exit:
     """Draft a plan in a folder: plan.json, recipe.json or app.fab, config.json. Nothing is signed yet."""
     from federation.planning import Terms, draft_plan
