@@ -56,7 +56,12 @@ def resolve_plan(client: "HubClient", reference: str) -> "wire.Plan":
     found = [plan for plan in client.plans() if plan.id.startswith(reference)]
     if len(found) != 1:
         what = "no plan has" if not found else f"{len(found)} plans have"
-        raise Unchecked("E_NOT_FOUND", f"{what} an id that starts with {reference}", "fedhub plan list")
+        hint = "fedhub plan list"
+        if len(reference) > 12 and reference.isdecimal():
+            hint += (
+                "; a run of fedhub app run is unsigned: it has no plan, and nothing of it is ever released"
+            )
+        raise Unchecked("E_NOT_FOUND", f"{what} an id that starts with {reference}", hint)
     return found[0]
 
 

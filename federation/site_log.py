@@ -23,7 +23,12 @@ from storage.errors import FedhubError, Refused, Unchecked
 LIVES = 3  # times that one order may end the agent's process before it is refused
 MESSAGE_LIMIT = 500
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LESS_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+_LESS_MEMORY = (
+    "cannot allocate memory",  # of the system: a file that cannot be mapped
+    "can't allocate memory",  # of torch
+    "out of memory",
+    "not enough memory",
+)
 
 Say = Callable[[str], None]
 

@@ -3,6 +3,7 @@
 import ctypes
 import html
 import itertools
+import mmap
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -117,6 +118,10 @@ def out_of_memory_in_torch(stage: Stage, patch: pytest.MonkeyPatch) -> None:
         return torch.ones(1 << 50)
 
     only_there(stage, patch, training, "train", greedy)
+
+
+def out_of_memory_for_a_map(stage: Stage, patch: pytest.MonkeyPatch) -> None:
+    only_there(stage, patch, training, "train", lambda *given, **options: mmap.mmap(-1, 1 << 50))
 
 
 def failing_recipe(stage: Stage, patch: pytest.MonkeyPatch) -> None:
@@ -250,6 +255,7 @@ FAULTS: list[tuple[str, Inject, dict[str, Any]]] = [
     ("E_BUDGET", lambda stage, patch: None, {"epsilon": "1", "delta": "0.00001"}),
     ("E_OUT_OF_MEMORY", out_of_memory, {}),
     ("E_OUT_OF_MEMORY", out_of_memory_in_torch, {}),
+    ("E_OUT_OF_MEMORY", out_of_memory_for_a_map, {}),
     ("E_RECIPE_FAILED", failing_recipe, {}),
     ("E_EXTRA", missing_module, {}),
     ("E_NOT_FINITE", diverging, {}),
