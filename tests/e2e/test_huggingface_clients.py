@@ -336,20 +336,13 @@ def test_transfer_that_is_cut_goes_on_where_it_stopped(
 
 def test_transformers_and_peft_load_what_was_pushed_and_signed(live: Live) -> None:
     base, adapter = f"{OWNER}/tiny", f"{OWNER}/tiny-lora"
-    up = live.run("libraries", "model_up", "base-up", repo=base)
-    draft = live.run("libraries", "model_down", "base-draft", repo=base, revisions=up["commit"])
-    assert draft[up["commit"]] == [up["fingerprint"], 16]
-    version = live.sign(base, tags=["v1-0"])
-    live.alliance.grant_pull(version.asset_id)
-    down = live.run("libraries", "model_down", "base-down", by=FIRM, repo=base, revisions="main,v1,v1-0")
-    assert [down[revision][0] for revision in ("main", "v1", "v1-0")] == [up["fingerprint"]] * 3
-    made = live.run("libraries", "adapter_up", "adapter-up", repo=adapter, base=base)
-    signed = live.sign(adapter)
-    live.alliance.grant_pull(signed.asset_id)
-    got = live.run(
-        "libraries", "adapter_down", "adapter-down", by=FIRM, repo=adapter, base=base, revision="v1"
-    )
-    assert got["fingerprint"] == made["fingerprint"]
+    up = live.run("libraries", "models_up", "models-up", base=base, adapter=adapter)
+    assert up["draft"] == [up["base"], 16]
+    for signed in (live.sign(base, tags=["v1-0"]), live.sign(adapter)):
+        live.alliance.grant_pull(signed.asset_id)
+    down = live.run("libraries", "models_down", "models-down", by=FIRM, base=base, adapter=adapter)
+    assert down["base"] == [[up["base"], 16]] * 3
+    assert down["adapter"] == up["adapter"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])

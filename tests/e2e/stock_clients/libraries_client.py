@@ -22,44 +22,38 @@ def fingerprint(model) -> float:
     return round(float(sum(value.double().abs().sum() for value in model.state_dict().values())), 6)
 
 
-def model_up(folder: Path, repo: str) -> dict:
-    """Made here, pushed by the library's own call."""
-    model = tiny_model()
-    info = model.push_to_hub(repo)
-    return {"fingerprint": fingerprint(model), "commit": info.oid}
-
-
-def model_down(folder: Path, repo: str, revisions: str) -> dict:
+def loaded(repo: str, revision: str) -> list:
     from transformers import AutoConfig, AutoModel
 
-    found = {}
-    for revision in revisions.split(","):
-        model = AutoModel.from_pretrained(repo, revision=revision)
-        config = AutoConfig.from_pretrained(repo, revision=revision)
-        found[revision] = [fingerprint(model), config.hidden_size]
-    return found
+    model = AutoModel.from_pretrained(repo, revision=revision)
+    return [fingerprint(model), AutoConfig.from_pretrained(repo, revision=revision).hidden_size]
 
 
-def adapter_up(folder: Path, repo: str, base: str) -> dict:
-    """A LoRA adapter of the model in ``base``."""
+def models_up(folder: Path, base: str, adapter: str) -> dict:
+    """A model made here and a LoRA adapter of what the hub gives back of it, each pushed by its library's own call."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel
 
+    model = tiny_model()
+    commit = model.push_to_hub(base).oid
+    draft = loaded(base, commit)
     torch.manual_seed(1)
-    model = get_peft_model(
+    tuned = get_peft_model(
         AutoModel.from_pretrained(base), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
     )
-    model.push_to_hub(repo)
-    return {"fingerprint": fingerprint(model)}
+    tuned.push_to_hub(adapter)
+    return {"base": fingerprint(model), "draft": draft, "adapter": fingerprint(tuned)}
 
 
-def adapter_down(folder: Path, repo: str, base: str, revision: str) -> dict:
+def models_down(folder: Path, base: str, adapter: str) -> dict:
+    """Both versions, the base by every name that it has."""
     from peft import PeftModel
     from transformers import AutoModel
 
-    model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), repo, revision=revision)
-    return {"fingerprint": fingerprint(model)}
+    found = [loaded(base, revision) for revision in ("main", "v1", "v1-0")]
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), adapter, revision="v1")
+    return {"base": found, "adapter": fingerprint(model)}
 
 
 def rows_up(folder: Path, repo: str, kind: str) -> dict:
