@@ -104,6 +104,7 @@ def check(
 ) -> Exit:
     """Check a draft or a submitted plan: signature by your own pins, files, code as installed here."""
     from federation.app_bundle import check_named, read_bundle
+    from federation.app_terms import APP_FILE
     from federation.deciding import read_checked_plan
     from federation.plan import check_recipe
     from federation.planning import check_draft, fetch_app, read_draft
@@ -124,7 +125,8 @@ def check(
     if config.app is None:
         check_recipe(config, found.code)
     else:
-        same = f"the code is the plan owner's own app of {config.app.size:,} bytes: fedhub app show"
+        which = Path(plan) / APP_FILE if Path(plan).is_dir() else plan
+        same = f"the owner's own app {found.code}, {config.app.size:,} bytes: fedhub app show {which}"
     return terminal.done(
         {
             "plan": None if Path(plan).is_dir() else found.id,
