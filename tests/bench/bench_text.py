@@ -35,14 +35,14 @@ from tests import newsgroups  # noqa: E402
 
 PAGE = ROOT / "docs" / "rounds.md"
 RECIPE = "text-classification"
-ROUNDS = 5
+ROUNDS = 4
 CHOSEN: dict[str, Any] = {
     "labels": list(newsgroups.LABELS),
     "targets": [f"layer.{layer}.attention.self.{part}" for layer in (4, 5) for part in ("query", "value")],
     "maxTokens": 32,
     "learningRate": "0.003",
     "batch": 8,
-    "epochs": 2,
+    "epochs": 1,
 }
 
 
