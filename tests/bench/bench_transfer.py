@@ -1,6 +1,6 @@
 """Seconds for one large file: our verified pull and push beside curl, cp + sha256, the minio client and ``hf``.
 
-``python tests/bench/bench_transfer.py [--mib 1024] [--repeat 3]``. Server and client share this machine, the source
+``python tests/bench/bench_transfer.py [--mib 1024] [--repeat 2]``. Server and client share this machine, the source
 is in the page cache, there is no TLS. The folder store's blob server always runs; Versity S3 Gateway runs too where
 it is installed. Best of ``--repeat``; "of sha256" is the rate beside SHA-256 on one thread. A second table has whole
 commands against a hub process, and what its small files take (``transfers_of_hub``).
@@ -144,7 +144,7 @@ def measure_push(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="size of the file in MiB")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of which the best counts")
+    parser.add_argument("--repeat", type=int, default=2, help="runs of which the best counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-transfer-") as name, ExitStack() as stack:
         folder = Path(name)
