@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from federation.closing import Stopped
-from federation.delivery import Delivery
+from federation.delivery import Addressed, Delivery, find_lost, send_due
 from federation.messages import Action, InputReference, OrderMessage, OrderReply, read_message
 from federation.plan import Config
-from federation.wire import OrdersRequest, StatisticsReport, Work, WorkSite
+from federation.wire import OrdersRequest, StatisticsReport, Work
 from storage.encoding import format_time
 from storage.errors import Rejected
 from storage.signing import open_envelope
@@ -32,15 +32,9 @@ EVALUATED = "round.evaluated"
 
 
 @dataclass
-class _Asked:
+class _Asked(Addressed):
     """One site and where its answer is."""
 
-    site: WorkSite
-    order: str
-    message: str | None = None
-    connected_at: str | None = None
-    ask_at: float = 0.0  # not before this monotonic time
-    gone_since: float | None = None
     receipt: str | None = None
     over: bool = False  # answered, or not to be waited for
 
@@ -80,11 +74,11 @@ class Question:
         """Wait for the sites; the receipts of those that answered, in the plan's order."""
         looked_at = time.monotonic()
         while self._waiting() and self._run.clock() < self._deadline:
-            self._send()
+            send_due(self._run.exchange, self._waiting(), self._text, self._gone)
             self._collect()
             if time.monotonic() - looked_at >= LOOK_S:
                 looked_at = time.monotonic()
-                self._look()
+                find_lost(self._run.exchange, self._waiting(), self._gone)
         for one in self._waiting():
             self._tell("site.late", one, {"code": "E_LATE"})
             if one.message is not None:
@@ -93,22 +87,6 @@ class Question:
 
     def _waiting(self) -> list[_Asked]:
         return [one for one in self._sites if not one.over]
-
-    def _send(self) -> None:
-        now = time.monotonic()
-        due = [one for one in self._waiting() if one.message is None and one.ask_at <= now]
-        if not due:
-            return
-        connected = self._run.exchange.connected()
-        texts = {one.site.node_id: self._text(one) for one in due if one.site.node_id in connected}
-        sent = self._run.exchange.send(texts) if texts else {}
-        for one in due:
-            one.message = sent.get(one.site.node_id)
-            one.connected_at = connected.get(one.site.node_id)
-            if one.message is None:
-                self._gone(one)
-            else:
-                one.gone_since = None
 
     def _text(self, one: _Asked) -> str:
         message = OrderMessage(
@@ -128,17 +106,6 @@ class Question:
             one.gone_since = now
             self._tell("site.unreachable", one, {"code": "E_SITE_GONE"})
         one.over = now - one.gone_since >= (0 if one.site.dataset in self._run.gone else GONE_S)
-
-    def _look(self) -> None:
-        """Find sites whose agents have gone, or have started again and lost the order."""
-        connected = self._run.exchange.connected()
-        for one in self._waiting():
-            if one.message is None or connected.get(one.site.node_id) == one.connected_at:
-                continue
-            if one.site.node_id in connected:
-                one.message, one.ask_at = None, 0.0
-            else:
-                self._gone(one)
 
     def _collect(self) -> None:
         flying = {one.message: one for one in self._waiting() if one.message is not None}

@@ -1,8 +1,11 @@
 """How a coordinator's texts reach sites and their answers come back, whatever carries them."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from federation.wire import WorkSite
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,53 @@ class Exchange(Protocol):
 
     def connected(self) -> dict[str, str]:
         """Node ids that are connected, each with the time it connected, as text to be compared only."""
+
+
+@dataclass
+class Addressed:
+    """One site to which an order goes, and what became of it."""
+
+    site: WorkSite
+    order: str
+    message: str | None = None  # in flight
+    connected_at: str | None = None  # when its node had connected, as the message went out
+    gone_since: float | None = None  # monotonic time
+    ask_at: float = 0.0  # not before this monotonic time
+
+
+A = TypeVar("A", bound=Addressed)
+
+
+def send_due(
+    exchange: Exchange, sites: Iterable[A], text: Callable[[A], str], gone: Callable[[A], None]
+) -> None:
+    """Send to each site that is to be asked now and has nothing in flight; ``gone`` hears whose node is away."""
+    now = time.monotonic()
+    due = [one for one in sites if one.message is None and one.ask_at <= now]
+    if not due:
+        return
+    connected = exchange.connected()
+    texts = {one.site.node_id: text(one) for one in due if one.site.node_id in connected}
+    sent = exchange.send(texts) if texts else {}
+    for one in due:
+        one.message = sent.get(one.site.node_id)
+        one.connected_at = connected.get(one.site.node_id)
+        if one.message is None:
+            gone(one)
+        else:
+            one.gone_since = None
+
+
+def find_lost(exchange: Exchange, sites: Iterable[A], gone: Callable[[A], None]) -> None:
+    """Find sites whose nodes have gone, and those that came back: these are asked again.
+
+    An agent that started again has lost the order that its last life had received.
+    """
+    connected = exchange.connected()
+    for one in sites:
+        if one.message is None or connected.get(one.site.node_id) == one.connected_at:
+            continue
+        if one.site.node_id in connected:
+            one.message, one.ask_at = None, 0.0
+        else:
+            gone(one)

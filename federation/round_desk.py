@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from federation.aggregation import SiteUpdate, check_update, site_weight
 from federation.closing import Closing, Stopped, Taken
-from federation.delivery import Delivery
+from federation.delivery import Addressed, Delivery, find_lost, send_due
 from federation.errors import UpdateRejected
 from federation.messages import InputReference, OrderMessage, OrderReply, ReceiptReference, read_message
 from federation.plan import Config
@@ -41,15 +41,9 @@ _log = logging.getLogger("fedhub.coordinator")
 
 
 @dataclass
-class SiteState:
+class SiteState(Addressed):
     """One site within one round."""
 
-    site: WorkSite
-    order: str
-    message: str | None = None  # in flight
-    connected_at: str | None = None  # when its node had connected, as the message went out
-    gone_since: float | None = None
-    ask_at: float = 0.0  # not before this monotonic time
     reply: OrderReply | None = None
     replied_s: float = 0.0
     fetch: "Future[Path] | None" = None
@@ -170,21 +164,8 @@ class RoundDesk:
 
     def _send(self) -> None:
         """Orders to every site that has none in flight and is to be asked now."""
-        now = time.monotonic()
-        due = [self._sites[dataset] for dataset in self.state.waiting]
-        due = [one for one in due if one.message is None and one.ask_at <= now]
-        if not due:
-            return
-        connected = self._run.exchange.connected()
-        texts = {one.site.node_id: self._text(one) for one in due if one.site.node_id in connected}
-        sent = self._run.exchange.send(texts) if texts else {}
-        for one in due:
-            one.message = sent.get(one.site.node_id)
-            one.connected_at = connected.get(one.site.node_id)
-            if one.message is None:
-                self._gone(one)
-            else:
-                one.gone_since = None
+        waiting = [self._sites[dataset] for dataset in self.state.waiting]
+        send_due(self._run.exchange, waiting, self._text, self._gone)
 
     def _text(self, one: SiteState) -> str:
         message = OrderMessage(
@@ -402,16 +383,8 @@ class RoundDesk:
         if now - self._looked_at < LOOK_S or self.state.phase != "open":
             return
         self._looked_at = now
-        connected = self._run.exchange.connected()
-        for dataset in self.state.waiting:
-            one = self._sites[dataset]
-            if one.message is None or connected.get(one.site.node_id) == one.connected_at:
-                continue
-            # An agent that started again has lost the order that its last life had received.
-            if one.site.node_id in connected:
-                one.message, one.ask_at = None, now
-            else:
-                self._gone(one)
+        waiting = [self._sites[dataset] for dataset in self.state.waiting]
+        find_lost(self._run.exchange, waiting, self._gone)
 
     def _note_late(self) -> None:
         """Sites that have not answered: said now, and again if their answers still come.
