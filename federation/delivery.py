@@ -48,7 +48,7 @@ A = TypeVar("A", bound=Addressed)
 def send_due(
     exchange: Exchange, sites: Iterable[A], text: Callable[[A], str], gone: Callable[[A], None]
 ) -> None:
-    """Send to each site that is to be asked now and has nothing in flight; ``gone`` hears whose node is away."""
+    """Send to each site with nothing in flight that is to be asked now; ``gone`` hears whose node is away."""
     now = time.monotonic()
     due = [one for one in sites if one.message is None and one.ask_at <= now]
     if not due:
