@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from federation.flower.control import Control
 from federation.flower.quiet import QUIET
+from federation.ledger import SiteLedger
 from federation.lifeline import plain_environment
 from federation.plan import make_model_config
 from hub.demo.journey import PARAMETERS, RECIPE
@@ -57,6 +59,10 @@ from flwr.serverapp.strategy import FedAvg
 app = ServerApp()
 @app.main()
 def main(grid, context):
+    try:
+        print("THE TOKEN IS", open(context.run_config["mode"]).read())
+    except OSError as error:
+        print("THE TOKEN IS", type(error).__name__)
     weights = ArrayRecord({"w": Array(np.zeros(10, np.float32))})
     fedavg = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=4)
     result = fedavg.start(grid=grid, initial_arrays=weights, num_rounds=context.run_config["steps"])
@@ -204,6 +210,8 @@ def test_a_tampered_app_is_refused_by_every_site_as_the_command_line_shows(
     assert {each["code"] for each in alliance.shown(plan)["faults"]} == {"E_DIGEST"}, "and nobody was late"
     for lab in LABS:
         alliance.told_everywhere(plan, lab, "E_DIGEST")
+        with SiteLedger(Path(alliance.home(lab)) / "site" / "ledger.db") as ledger:
+            assert plan not in {each.plan for each in ledger.answers()}, "nothing was done"
 
 
 def test_a_plain_flower_app_runs_beside_the_labs_and_is_never_released(
@@ -214,6 +222,15 @@ def test_a_plain_flower_app_runs_beside_the_labs_and_is_never_released(
     file.write_bytes(build(tmp_path / "stock", STOCK, name="stock"))
     denied = alliance.operate("app", "run", str(file))
     assert denied.returncode == 1 and "E_APP_NOT_ALLOWED" in denied.stderr
+    settings = alliance.settings_of_the_hub()
+    keys = Path(settings["FEDHUB_DATA_DIR"]) / "keys"
+    token = (keys / "control.token").read_text().strip()
+    with Control(f"http://127.0.0.1:{settings['FEDHUB_CONTROL_PORT']}", token) as control:
+        past_us = control.start_bundle(file.read_bytes(), {})  # by whoever holds the token, past our command
+        wait_for(lambda: ended(control, past_us), "the end of a run that is not allowed", 30)
+        how = control.status(past_us)
+        assert how is not None and how.outcome == "failed", how
+        assert "E_APP_NOT_ALLOWED: the operator does not allow the app bundle" in how.details
     allowed = alliance.operate("app", "allow", str(file))
     assert allowed.returncode == 0 and "UNSIGNED" in allowed.stdout, allowed.stderr
     key = tmp_path / "node.key"
@@ -226,12 +243,15 @@ def test_a_plain_flower_app_runs_beside_the_labs_and_is_never_released(
     admitted = alliance.operate("app", "admit", "clinic", "--key", f"{key}.pub")
     assert admitted.returncode == 0, admitted.stderr
     with stock_node(alliance, key, tmp_path):
-        ran = alliance.operate("app", "run", str(file), "--set", "steps=1")
+        ran = alliance.operate(
+            "app", "run", str(file), "--set", "steps=1", "--set", f"mode={keys / 'coordinator.token'}"
+        )
     said = ran.stdout + ran.stderr
     assert ran.returncode == 0 and "completed. UNSIGNED" in said, said
     assert "Received 1 results and 3 failures" in said, "three lab agents refuse, and the run goes on"
     assert said.count("E_MESSAGE: message: no order of the hub is in it") == 3
     assert "THE RESULT IS 0.5" in said
+    assert "THE TOKEN IS PermissionError" in said, "a foreign ServerApp reads no key of the hub"
     listed = alliance.operate("app", "runs").stdout
     number = next(line.split()[0] for line in listed.splitlines() if line.endswith("UNSIGNED"))
     finish = alliance.refused("owner", "run", "finish", number, code=2)
@@ -244,6 +264,12 @@ def test_a_plain_flower_app_runs_beside_the_labs_and_is_never_released(
     for what in ("propose", "publish"):
         refused = alliance.refused("owner", "release", what, "owner.example/stock@1", code=1)
         assert refused["code"] == "E_APPROVALS" and "was not made by a plan's run" in refused["message"]
+
+
+def ended(control: Control, run: str) -> str:
+    """How a Flower run ended, empty before."""
+    found = control.status(run)
+    return "" if found is None else found.outcome
 
 
 class stock_node:

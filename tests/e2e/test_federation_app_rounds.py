@@ -8,26 +8,23 @@ import numpy as np
 import pytest
 
 from federation.app_terms import AppTerms
-from federation.ledger import SiteLedger
 from federation.tensors import TensorFile, write_tensors
-from tests.e2e.test_federation_rounds import Play, wait_for
+from tests.e2e.test_federation_rounds import Play
 from tests.flower_apps import bundle_of
 
 pytestmark = pytest.mark.slow
 
 
 class AppPlay(Play):
-    """All processes of one run of an app, which the hub's store holds as it was built, or otherwise."""
+    """All processes of one run of an app."""
 
-    def __init__(self, folder: Path, *, tampered: bool = False, rounds: int = 3) -> None:
+    def __init__(self, folder: Path, *, rounds: int = 3) -> None:
         fab = bundle_of(folder / "app-of-the-owner")
         stored = folder / "app.fab"
-        stored.write_bytes(fab if not tampered else fab[:-1] + b"\x01")
+        stored.write_bytes(fab)
         terms = AppTerms(hashlib.sha256(fab).hexdigest(), len(fab), {"rate": "0.5"})
         super().__init__(folder, rounds=rounds, app=terms)
-        kept = self.hub.keep(stored)
-        if tampered:
-            self.hub.objects[terms.sha256] = self.hub.objects[kept]
+        self.hub.keep(stored)
 
     def _rows(self, folder: Path, seed: int) -> Path:
         folder.mkdir()
@@ -81,25 +78,3 @@ def test_two_agents_finish_a_run_of_an_app_that_flwr_built(folder: Path) -> None
     finally:
         one.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in children), "they end with their agents"
-
-
-def test_a_tampered_app_is_refused_at_every_site_with_a_signed_refusal(folder: Path) -> None:
-    one = AppPlay(folder, tampered=True)
-    try:
-        one.up()
-        ended = one.wait_ended()
-        assert ended.state == "stopped"
-        wait_for(  # the run stops at the first: without both there is no quorum
-            lambda: (
-                {record.issuer for record in one.hub.statements if record.kind == "refusal"}
-                == {"lab-a.example", "lab-b.example"}
-            ),
-            "both refusals",
-        )
-        for lab in one.hub.labs.values():
-            with SiteLedger(lab.home.site / "ledger.db") as ledger:
-                assert {each.code for each in ledger.refusals()} == {"E_DIGEST"}
-        assert one.hub.receipts() == []
-        wait_for(lambda: not app_processes(folder), "no process of an app")
-    finally:
-        one.close()

@@ -18,14 +18,10 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from federation import training
-from federation.flower.allowed_apps import set_allowed
 from federation.flower.control import Control
-from federation.flower.executor import build_bundle
 from federation.flower.launch import SuperLinkProcess
-from federation.flower.quiet import QUIET
 from federation.home import Home
 from federation.ledger import SiteLedger
 from federation.lifeline import code_path
@@ -347,120 +343,3 @@ def test_a_superlink_killed_in_a_round_loses_nothing(play: Callable[..., Play]) 
 
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
-
-
-# --- Flower's own nodes -------------------------------------------------------------------------------------
-
-
-STOCK = {
-    "pyproject.toml": b"""
-[project]
-name = "stock"
-version = "1.0.0"
-description = "Flower as it comes, by value"
-license = { file = "LICENSE" }
-dependencies = ["flwr>=1.42"]
-[tool.flwr.app]
-publisher = "somebody"
-fab-format-version = 1
-flwr-version-target = "1.42.0"
-[tool.flwr.app.components]
-serverapp = "stock.server:app"
-clientapp = "stock.client:app"
-[tool.flwr.app.config]
-nodes = ""
-""",
-    "LICENSE": b"Apache-2.0",
-    "stock/__init__.py": b"",
-    "stock/server.py": b"""
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import ServerApp
-app = ServerApp()
-def content():
-    weights = ArrayRecord({"w": Array(np.zeros(100_000, np.float32))})
-    return RecordDict({"arrays": weights, "config": ConfigRecord({"lr": 0.5})})
-@app.main()
-def main(grid, context):
-    try:
-        print("READ", open("../../coordinator-token").read())
-    except OSError as error:
-        print("READ", type(error).__name__)
-    nodes = [int(node) for node in str(context.run_config["nodes"]).split("-")]
-    messages = [Message(content(), node, "train") for node in nodes]
-    for reply in grid.send_and_receive(messages, timeout=90):
-        node = reply.metadata.src_node_id
-        if reply.has_content():
-            print("TRAINED", node, float(reply.content["arrays"]["w"].numpy()[0]))
-        else:
-            print("REFUSED", node, reply.error.reason)
-""",
-    "stock/client.py": b"""
-from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
-app = ClientApp()
-@app.train()
-def train(message, context):
-    moved = message.content["arrays"]["w"].numpy() + message.content["config"]["lr"]
-    return Message(RecordDict({"arrays": ArrayRecord({"w": Array(moved)})}), reply_to=message)
-""",
-}
-
-
-def _stock_node(one: Play) -> subprocess.Popen[bytes]:
-    """Flower's own SuperNode with a registered key of its own."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    path = one.folder / "stock.key"
-    path.touch(mode=0o600)
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    one.control.register_node(public_pem(key.public_key()), "stock.example")
-    tools = Path(sys.executable).parent
-    command = [
-        str(tools / "flower-supernode"),
-        *("--superlink", one.addresses.fleet),
-        *("--root-certificates", str(one.folder / "link" / "tls" / "fleet-ca.pem")),
-        *("--auth-supernode-private-key", str(path)),
-        *("--port", str(free_port())),
-    ]
-    surroundings = {
-        **os.environ,
-        **QUIET,
-        "FLWR_HOME": str(one.folder / "stock"),
-        "PATH": f"{tools}:{os.environ['PATH']}",
-    }
-    with (one.folder / "stock.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=surroundings, cwd=one.folder)
-
-
-@pytest.mark.slow
-def test_flowers_own_nodes_serve_runs_of_their_own_and_a_lab_agent_refuses_them(
-    play: Callable[..., Play],
-) -> None:
-    bundle = build_bundle(STOCK)
-    one = play(rounds=1)
-    one.register_nodes()
-    one.start_site("lab-a")
-    stock = _stock_node(one)
-    try:
-        wait_for(lambda: sum(node.online for node in one.control.list_nodes()) == 2, "both online")
-        ours = one.hub.labs["lab-a"].node_id
-        (theirs,) = [node.id for node in one.control.list_nodes() if node.name == "stock.example"]
-        early = one.control.start_bundle(bundle.content, {"nodes": f"{ours}-{theirs}"})
-        wait_for(lambda: one.flower_ended(early), "the end of a run that is not allowed", 30)
-        refused_run = one.control.status(early)
-        assert refused_run is not None and refused_run.outcome == "failed"
-        assert f"E_APP_NOT_ALLOWED: the operator does not allow the app bundle {bundle.digest}" in (
-            refused_run.details
-        )
-        set_allowed(one.folder / "link", bundle.digest, True)
-        run = one.control.start_bundle(bundle.content, {"nodes": f"{ours}-{theirs}"})
-        wait_for(lambda: one.flower_ended(run), "the stock run's end", 120)
-        said = "".join(one.control.logs(run))
-        assert f"TRAINED {theirs} 0.5" in said, said
-        refused = said.split(f"REFUSED {ours} ")[1].split("\n")[0]
-        assert refused.startswith("E_MESSAGE: "), "Flower's own error, which its strategies leave out"
-        assert one.hub.receipts() == []
-        assert "READ PermissionError" in said, "a foreign ServerApp cannot read the coordinator's token"
-    finally:
-        stock.terminate()
-        stock.wait()
