@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 KEY_ROLES = ("root", "targets", "snapshot", "timestamp")
 RING_DAYS = 366
 MAX_CHECKPOINT_AGE_S = 86_400
-_DAY_S = 86_400
+DAY_S = 86_400
 _ASK = "make one with: fedhub --home DIR institution create NAME --invitation CODE"
 
 
@@ -176,7 +176,7 @@ class Home:
             self.institution,
             {role: [key] for role, key in keys.items()},
             version=1,
-            expires_at=int(time.time()) + RING_DAYS * _DAY_S,
+            expires_at=int(time.time()) + RING_DAYS * DAY_S,
             signers=[keys["root"]],
         )
         pin = sha256_hex(root)
@@ -397,58 +397,6 @@ class Home:
         """All datasets described at this site, in the order of their asset ids."""
         places = sorted((self.site / "datasets").glob("*/dataset.json"))
         return [self.dataset(place.parent.name) for place in places]
-
-    # --- rotation -------------------------------------------------------------------------------------------
-
-    def prepare_rotation(self, role: str) -> tuple[bytes, bytes]:
-        """The next ring with a fresh key for ``role`` and its signed ``keyring`` statement; no change yet.
-
-        The new key waits in ``keys/next/`` until ``finish_rotation``: a silent hub costs nothing.
-        """
-        from storage.ringmaker import make_ring
-
-        if role not in KEY_ROLES:
-            raise Unchecked("E_USAGE", f"{role!r} is no key role", f"one of: {', '.join(KEY_ROLES)}")
-        waiting = self.path / "keys" / "next"
-        shutil.rmtree(waiting, ignore_errors=True)
-        waiting.mkdir(mode=0o700)
-        fresh = new_private_key()
-        write_private_key(waiting / f"{role}.pem", fresh)
-        old_root = self.key("root")
-        keys = {name: [fresh if name == role else self.key(name)] for name in KEY_ROLES}
-        signers = [old_root, fresh] if role == "root" else [old_root]
-        version = self.ring.newest.version + 1
-        expires_at = int(time.time()) + RING_DAYS * _DAY_S
-        root = make_ring(
-            self.institution,
-            keys,
-            version=version,
-            expires_at=expires_at,
-            signers=signers,
-            before=self.ring.newest,
-        )
-        write_atomically(waiting / f"{version}.root.json", root)
-        payload = compose(
-            "keyring",
-            [(f"{version}.root.json", sha256_hex(root))],
-            {"version": version},
-            issuer=self.institution,
-            hub=self.hub,
-        )
-        return root, sign(keys["targets"][0], payload)
-
-    def finish_rotation(self, role: str) -> int:
-        """Put the waiting key and ring into force here once the hub has logged them; the ring's version.
-
-        The ring moves first: with the new ring and the old key a signature fails closed, never the other way.
-        """
-        waiting = self.path / "keys" / "next"
-        (root,) = waiting.glob("*.root.json")
-        version = int(root.name.split(".")[0])
-        root.rename(self.path / "keyring" / root.name)
-        (waiting / f"{role}.pem").replace(self.path / "keys" / f"{role}.pem")
-        waiting.rmdir()
-        return version
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.home import Home, Place, decode_invitation
+from federation.rotation import finish_rotation, prepare_rotation
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Refused, Unchecked
 from storage.signing import open_envelope, public_pem, read_private_key
@@ -76,10 +77,10 @@ def join(path: Path, name: str, code: str, *, contact: str = "") -> tuple[Home, 
 
 def rotate(home: Home, role: str) -> int:
     """Give ``role`` a fresh key: the next ring is logged at the hub, then takes its place here."""
-    root, statement = home.prepare_rotation(role)
+    root, statement = prepare_rotation(home, role)
     with home.client() as client:
         client.update_keyring(home.institution, root, statement)
-    return home.finish_rotation(role)
+    return finish_rotation(home, role)
 
 
 def post_status(home: Home, client: "HubClient", *, next_update: int) -> PostedStatus:

@@ -19,6 +19,7 @@ from federation.home import Home
 from federation.ledger import SiteLedger
 from federation.messages import InputReference, OrderMessage, OrderReply
 from federation.plan import read_config
+from federation.rotation import finish_rotation, prepare_rotation
 from federation.wire import OrdersRequest, StatementRecord
 from storage.encoding import b64, canonical, format_time, sha256_hex, unb64
 from storage.errors import Refused, Unchecked
@@ -595,8 +596,8 @@ def test_another_key_of_the_operator_cannot_give_orders(site: Site, role: str) -
 def test_a_key_that_the_operator_has_replaced_gives_no_more_orders(site: Site) -> None:
     assert site.do(1).refusal is None
     old = site.message(2)
-    site.hub.operator.prepare_rotation("snapshot")
-    site.hub.operator.finish_rotation("snapshot")
+    prepare_rotation(site.hub.operator, "snapshot")
+    finish_rotation(site.hub.operator, "snapshot")
     site.restart()  # asks for the ring; a running agent does every ten minutes
     assert refusal_of(site, site.agent.perform(old)) == "E_KEY_UNKNOWN"
     assert site.do(2).refusal is None
@@ -605,8 +606,8 @@ def test_a_key_that_the_operator_has_replaced_gives_no_more_orders(site: Site) -
 
 def test_a_new_key_of_the_operator_is_found_at_once(site: Site) -> None:
     assert site.do(1).refusal is None
-    site.hub.operator.prepare_rotation("snapshot")
-    site.hub.operator.finish_rotation("snapshot")
+    prepare_rotation(site.hub.operator, "snapshot")
+    finish_rotation(site.hub.operator, "snapshot")
     assert site.do(2).refusal is None
 
 

@@ -13,6 +13,7 @@ from sqlmodel import select
 from federation.client import HubClient
 from federation.home import Home
 from federation.joining import post_status
+from federation.rotation import prepare_rotation
 from hub.access import Actor
 from hub.api.app import open_hub
 from hub.context import Hub
@@ -336,7 +337,7 @@ def test_nobody_approves_whom_nobody_knows(operator: HubClient) -> None:
 
 def test_a_ring_is_rotated_by_its_owner_alone(hub: HubInProcess, lab: Home) -> None:
     home = hub.enrol("turns.example")
-    root, statement = home.prepare_rotation("targets")
+    root, statement = prepare_rotation(home, "targets")
     with hub.client(lab) as client, pytest.raises(Refused):
         client.update_keyring("turns.example", root, statement)
     with hub.client(home, "snapshot") as client, pytest.raises(Refused) as caught:

@@ -11,6 +11,7 @@ import pytest
 from sqlmodel import select
 
 from federation.home import Home
+from federation.rotation import finish_rotation, prepare_rotation
 from hub.services.identity import ASSERTION_TYPE
 from hub.tables import InstitutionRow, PersonalTokenRow, SeenAssertionRow
 from storage.errors import Refused, Unchecked
@@ -214,10 +215,10 @@ def test_a_suspended_member_s_tokens_end_at_once(hub: HubInProcess) -> None:
 def test_a_rotated_key_logs_in_and_its_predecessor_no_longer_does(hub: HubInProcess) -> None:
     home = hub.enrol("rotating.example")
     old = assertion(home, jti=jwt_id())
-    root, statement = home.prepare_rotation("targets")
+    root, statement = prepare_rotation(home, "targets")
     with hub.client(home) as client:
         assert client.update_keyring(home.institution, root, statement).ring_version == 2
-    home.finish_rotation("targets")
+    finish_rotation(home, "targets")
     assert log_in(hub, old)[0] == 401
     assert log_in(hub, assertion(home))[0] == 200
 

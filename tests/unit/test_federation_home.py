@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from federation.home import KEY_ROLES, Home, Place, decode_invitation, write_atomically
+from federation.rotation import finish_rotation, prepare_rotation
 from storage.checkpoint import LogKey
 from storage.encoding import canonical, sha256_hex
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
@@ -175,8 +176,8 @@ def test_a_ring_once_seen_is_read_without_the_hub_and_cannot_be_rolled_back(
 ) -> None:
     firm = Home.create(tmp_path / "firm", "firm.example", "firm", place())
     home.pin("firm.example", firm.ring.pin)
-    second, _statement = firm.prepare_rotation("snapshot")
-    assert firm.finish_rotation("snapshot") == 2
+    second, _statement = prepare_rotation(firm, "snapshot")
+    assert finish_rotation(firm, "snapshot") == 2
     grown = RingServer([firm.ring.versions[1].raw, second])
     assert home.ring_of("firm.example", grown).newest.version == 2
     assert home.ring_of("firm.example").newest.version == 2
@@ -187,9 +188,9 @@ def test_a_ring_once_seen_is_read_without_the_hub_and_cannot_be_rolled_back(
 @pytest.mark.parametrize("role", KEY_ROLES)
 def test_rotation_changes_one_key_and_keeps_the_chain(home: Home, role: str) -> None:
     before = home.ring.newest
-    root, statement = home.prepare_rotation(role)
+    root, statement = prepare_rotation(home, role)
     assert home.ring.newest == before, "nothing changes before the hub has logged it"
-    assert home.finish_rotation(role) == 2
+    assert finish_rotation(home, role) == 2
     after = Home.open(home.path).ring.newest
     assert after.digest == sha256_hex(root)
     assert {name for name in KEY_ROLES if after.roles[name].keys() != before.roles[name].keys()} == {role}
@@ -207,9 +208,9 @@ def status_members() -> dict[str, object]:
 
 
 def test_an_abandoned_rotation_does_not_stand_in_the_way_of_the_next(home: Home) -> None:
-    home.prepare_rotation("targets")
-    home.prepare_rotation("timestamp")
-    assert home.finish_rotation("timestamp") == 2
+    prepare_rotation(home, "targets")
+    prepare_rotation(home, "timestamp")
+    assert finish_rotation(home, "timestamp") == 2
     assert home.ring.newest.version == 2
 
 
