@@ -227,7 +227,7 @@ def admit(
 ) -> Exit:
     """Operator, where the hub runs: let a stock flower-supernode in by its key, until SuperLink restarts."""
     terminal = terminal_of(ctx)
-    pem = _node_pem(key)
+    pem = node_pem(key)
     with _control() as control:
         node = control.register_node(pem, name)
     return terminal.done(
@@ -236,7 +236,7 @@ def admit(
     )
 
 
-def _node_pem(path: Path) -> str:
+def node_pem(path: Path) -> str:
     """The public key in a file, in the one form that SuperLink takes; a private key is not sent anywhere.
 
     Raises:

@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from federation.flower.allowed_apps import note_run, noted_runs, read_allowed, set_allowed
 from hub import cli
+from hub.commands.apps import node_pem
 from hub.terminal import Terminal
 from storage.encoding import sha256_hex
 from storage.errors import Exit, Unchecked
+from storage.signing import public_pem
 from tests.unit.test_federation_app_bundle import FILES, pack
 
 
@@ -74,3 +78,31 @@ def test_a_list_of_allowed_apps_that_is_not_ours_allows_nothing(tmp_path: Path) 
 def test_unsigned_runs_are_remembered_as_what_they_are(tmp_path: Path) -> None:
     note_run(tmp_path, {"run": "1", "app": "ab" * 32, "at": 1, "signed": False})
     assert json.dumps(noted_runs(tmp_path)).count('"signed": false') == 1
+
+
+def test_a_nodes_public_key_is_taken_in_both_spellings_and_nothing_else_is(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = public_pem(key.public_key()).encode()
+    spellings = {
+        "pem": pem,
+        "ssh": key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        + b" somebody@somewhere\n",
+    }
+    for name, raw in spellings.items():
+        (tmp_path / name).write_bytes(raw)
+        assert node_pem(tmp_path / name) == pem.decode()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    other = ed25519.Ed25519PrivateKey.generate().public_key()
+    bad = {
+        "is a private key": private,
+        "is no public key": b"ecdsa-sha2-nistp384 AAAA",
+        "expected a key on an elliptic curve": other.public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        ),
+    }
+    for rule, raw in bad.items():
+        (tmp_path / "bad").write_bytes(raw)
+        with pytest.raises(Unchecked, match=rule):
+            node_pem(tmp_path / "bad")
+    with pytest.raises(Unchecked, match="cannot be read"):
+        node_pem(tmp_path / "none")
