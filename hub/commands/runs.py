@@ -244,7 +244,8 @@ def _run_lines(run: "wire.Run") -> list[str]:
         where = f"{each.site}, round {each.round}" if each.round else each.site or ""
         lines += [f"{where}:", *fault_lines(each)]
     if run.state == "finished":
-        lines.append(f"Next: fedhub run report {short(run.plan)}; then fedhub run finish {short(run.plan)}")
+        asked = f"fedhub run report {short(run.plan)}, where the plan asks for one"
+        lines.append(f"Next: {asked}; then fedhub run finish {short(run.plan)}")
     return lines
 
 
