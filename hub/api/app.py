@@ -34,6 +34,7 @@ from hub.api import revisions as drafts
 from hub.api.health import Meters
 from hub.api.huggingface import files, repos, trees, xet
 from hub.api.huggingface import uploads as transfers
+from hub.api.lane import Lanes
 from hub.api.limits import Doorkeeper, Rate
 from hub.api.problems import add_problems
 from hub.api.quick import QuickPaths, quick_routes
@@ -206,6 +207,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.hub = here
+    app.state.lanes = Lanes(here.database, settings.database_pool)
     app.state.failed_logins = Rate(settings.logins_per_minute)
     app.state.meters = Meters()
     add_problems(app)
@@ -221,7 +223,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
         app.state.error_page = pages.error_page
     for router in (*HUGGINGFACE, *REGISTRIES):
         app.include_router(router)
-    app.add_middleware(QuickPaths, hub=here)
+    app.add_middleware(QuickPaths, hub=here, lane=app.state.lanes.reads)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
     _describe(app)
     return app
@@ -234,6 +236,7 @@ def create_download_app(settings: Settings, *, hub: Hub | None = None) -> FastAP
         title="fedhub downloads", version=__version__, openapi_url=None, docs_url=None, redoc_url=None
     )
     app.state.hub = here
+    app.state.lanes = Lanes(here.database, settings.database_pool)
     app.state.meters = Meters()
     add_problems(app)
     app.include_router(pulls.download_router)

@@ -5,14 +5,16 @@ sent, so an answer is never ahead of what it says. The few routes that are asked
 and read by themselves (``Database.glance``): each sync dependency would be one more change of threads.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
-from fastapi.concurrency import run_in_threadpool
 from sqlmodel import Session
 
 from hub.access import ANONYMOUS, Actor
+from hub.api.lane import Lanes
 from hub.context import Hub
 from hub.glances import Glance
 from hub.services.identity import actor_of
@@ -27,16 +29,35 @@ async def hub_of(request: Request) -> Hub:
 HubHere = Annotated[Hub, Depends(hub_of)]
 
 
-def reading(hub: HubHere) -> Iterator[Session]:
+async def reading(request: Request, hub: HubHere) -> AsyncIterator[Session]:
     """A transaction that only reads."""
-    with hub.database.session_scope(write=False) as session:
+    async with _transaction(request, hub.database.open_session(write=False)) as session:
         yield session
 
 
-def writing(hub: HubHere) -> Iterator[Session]:
+async def writing(request: Request, hub: HubHere) -> AsyncIterator[Session]:
     """A transaction that may write; on SQLite it waits its turn when it begins."""
-    with hub.database.session_scope() as session:
+    async with _transaction(request, hub.database.open_session()) as session:
         yield session
+
+
+@asynccontextmanager
+async def _transaction(request: Request, session: Session) -> AsyncIterator[Session]:
+    """``Database.session_scope`` for the event loop: no thread is asked before the database is."""
+    lanes: Lanes = request.app.state.lanes
+    try:
+        yield session
+    except BaseException:
+        if session.in_transaction():
+            await lanes.endings.do(session.close)  # rolls back
+        raise
+    if session.in_transaction():
+        await lanes.endings.do(partial(_commit, session))
+
+
+def _commit(session: Session) -> None:
+    with session:
+        session.commit()
 
 
 ReadSession = Annotated[Session, Depends(reading, scope="function")]
@@ -47,10 +68,17 @@ async def current_actor(request: Request, hub: HubHere) -> Actor:
     """Who is calling; nobody known without an ``Authorization`` header, refused with a bad one."""
     known: Actor | None = getattr(request.state, "actor", None)
     if known is None:
-        header = request.headers.get("authorization")
-        known = ANONYMOUS if header is None else await run_in_threadpool(actor_of, hub, header)
+        known = await actor_in_lane(request, hub, request.headers.get("authorization"))
         request.state.actor = known
     return known
+
+
+async def actor_in_lane(request: Request, hub: Hub, authorization: str | None) -> Actor:
+    """``actor_of`` for the event loop."""
+    if authorization is None:
+        return ANONYMOUS
+    lanes: Lanes = request.app.state.lanes
+    return await lanes.reads.do(partial(actor_of, hub, authorization))
 
 
 def actor_at_once(request: Request, hub: Hub, glance: Glance) -> Actor:
@@ -63,7 +91,7 @@ def actor_at_once(request: Request, hub: Hub, glance: Glance) -> Actor:
 CurrentActor = Annotated[Actor, Depends(current_actor)]
 
 
-def coordinator_actor(actor: CurrentActor) -> Actor:
+async def coordinator_actor(actor: CurrentActor) -> Actor:
     """The coordinator and nobody else."""
     if actor.by != "coordinator":
         raise Refused(

@@ -8,9 +8,13 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from hub.database import Database
+
+READS_SQLITE, READS_POSTGRESQL = 1, 6  # threads
 _T = TypeVar("_T")
 _Work = tuple[asyncio.Future[Any], Callable[[], Any]]
 
@@ -37,6 +41,21 @@ class Lane:
         return await future
 
 
+class Lanes:
+    """Those of one application.
+
+    Attributes:
+        reads: a few indexed reads each. On SQLite one thread: Python runs one at a time anyway, and
+            threads that wait for each other cost more than their work; on PostgreSQL a few, which wait for
+            the server.
+        endings: ends of transactions, as many as there can be: none waits for another one's.
+    """
+
+    def __init__(self, database: Database, pool: int) -> None:
+        self.reads = Lane(READS_SQLITE if database.is_sqlite else READS_POSTGRESQL)
+        self.endings = Lane(pool)
+
+
 def _end(asked: "SimpleQueue[_Work | None]", threads: int) -> None:
     for _ in range(threads):
         asked.put(None)
@@ -49,7 +68,8 @@ def _serve(asked: "SimpleQueue[_Work | None]") -> None:
             found, failure = work(), None
         except BaseException as error:  # whatever it is, it belongs to who waits for it
             found, failure = None, error
-        future.get_loop().call_soon_threadsafe(_tell, future, found, failure)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            future.get_loop().call_soon_threadsafe(_tell, future, found, failure)
         del one, future, work, found, failure  # nothing of a request outlives it here
 
 

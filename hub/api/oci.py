@@ -14,16 +14,14 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from hub.access import ANONYMOUS
-from hub.api.auth import HubHere, ReadSession
+from hub.api.auth import HubHere, ReadSession, actor_in_lane
 from hub.api.client_errors import ClientRoute
 from hub.context import Hub
 from hub.errors import status_of
 from hub.services import downloads, oci
 from hub.services.downloads import Bearer
-from hub.services.identity import actor_of
 from hub.services.revisions import SEGMENT, Repo
 from storage.errors import FedhubError, Refused
 
@@ -133,7 +131,7 @@ def bearer_header(authorization: str | None) -> str | None:
 async def caller(request: Request, hub: HubHere) -> Bearer:
     """Who is calling, and by which token."""
     header = bearer_header(request.headers.get("authorization"))
-    actor = ANONYMOUS if header is None else await run_in_threadpool(actor_of, hub, header)
+    actor = await actor_in_lane(request, hub, header)
     request.state.actor = actor
     return Bearer.of(actor, header)
 

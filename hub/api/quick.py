@@ -6,9 +6,6 @@ is one function in one worker thread. What they say, and to whom, is decided whe
 ``QuickPaths`` stands before the application. Where an answer takes a few reads it is given at once; whatever
 is more (bytes from the store, a receipt to be written, an error of ours) it leaves to the application, which
 has the same routes, ahead of a hundred patterns, and answers in the threads of all others.
-
-The reads have a narrow lane of their own: on SQLite one thread, since Python runs one at a time anyway and
-threads that wait for each other cost more than their work; on PostgreSQL a few, which wait for the server.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,7 +25,6 @@ from hub.api.lane import Lane
 from hub.context import Hub
 from storage.errors import FedhubError
 
-LANE_SQLITE, LANE_POSTGRESQL = 1, 6  # threads
 # What a request gets; with ``brief``, None where the answer would take more than a few reads.
 Answer = Callable[[Hub, Request, bool], Response | None]
 
@@ -51,9 +47,8 @@ class QuickRoute(Route):
 class QuickPaths:
     """ASGI middleware around the application that has ``quick_routes``."""
 
-    def __init__(self, app: ASGIApp, hub: Hub) -> None:
-        self._app, self._hub, self._routes = app, hub, quick_routes()
-        self._lane = Lane(LANE_SQLITE if hub.database.is_sqlite else LANE_POSTGRESQL)
+    def __init__(self, app: ASGIApp, hub: Hub, lane: Lane) -> None:
+        self._app, self._hub, self._lane, self._routes = app, hub, lane, quick_routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

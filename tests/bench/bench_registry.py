@@ -131,6 +131,7 @@ def measure(
     """Fill one database and measure each line on it."""
     with running_hub(folder, **database) as hub:
         filled = fill(hub.hub, options.models, options.versions)
+        hub.hub.ledger.publish()  # else the hub that is measured would publish the filled log meanwhile
         origin, operator = hub.settings.origin, hub.settings.operator
     settings = {
         "FEDHUB_ORIGIN": origin,
