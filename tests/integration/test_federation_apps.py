@@ -4,11 +4,13 @@ Each hostile app does one thing that it must not be able to do, and the site say
 """
 
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,10 @@ from federation.home import Home
 from federation.ledger import SiteLedger
 from federation.messages import InputReference, OrderMessage, OrderReply
 from federation.tensors import TensorFile, write_tensors
+from federation.version_evaluation import _ask_app
 from federation.wire import OrdersRequest
 from storage.encoding import format_time, sha256_hex
-from storage.errors import Unchecked
+from storage.errors import Rejected, Unchecked
 from storage.signing import check_signature, open_envelope
 from storage.statements import read_statement
 from tests.flower_apps import CLIENT_HEAD, GOOD, build, bundle_of, train_body
@@ -180,6 +183,33 @@ def test_an_app_trains_in_a_warm_process_and_its_update_is_the_change(
 def test_an_app_evaluates_and_says_what_it_measured(make: Callable[..., Site], fab: bytes) -> None:
     reply = make(fab).do(1, action="evaluate")
     assert (reply.examples, reply.metrics, reply.update) == (4, {"accuracy": 0.75}, None)
+
+
+@pytest.mark.slow
+def test_a_version_is_measured_beside_the_agents_own_child_and_needs_an_accuracy(
+    make: Callable[..., Site], fab: bytes
+) -> None:
+    site = make(fab)
+    site.do(1)
+    warm = site.agent._apps._child
+    assert measured(site) == {"accuracy": 0.75, "examples": 4}
+    assert site.do(2).metrics["calls"] == 2 and site.agent._apps._child is warm, "the agent's child goes on"
+    silent = make(with_client(fab, CLIENT_HEAD + GOOD.replace("accuracy=0.75", "loss=0.75")))
+    with pytest.raises(
+        Rejected, match="E_APP_REPLY: the app's reply: expected a metric accuracy from 0 to 1"
+    ):
+        measured(silent)
+
+
+def measured(site: Site) -> dict[str, float | int]:
+    """What ``fedhub evaluate`` has the site's app measure."""
+    weights = site.folder / "of-the-version.safetensors"
+    shutil.copy(site.folder / "base.safetensors", weights)
+    plan, last = site.agent._plan(site.plan), SimpleNamespace(predicate={"round": 1})
+    (dataset,) = site.home.datasets()
+    found = _ask_app(site.home, site.agent._client, plan, last, weights, dataset)  # type: ignore[arg-type]
+    assert not weights.exists()
+    return found
 
 
 @pytest.mark.slow
