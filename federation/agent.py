@@ -403,10 +403,10 @@ class Agent:
 
     def _reply(self, task: Task, answer: Answer) -> OrderReply:
         """Update and receipt at the hub, again where a crash may have lost them there, then the answer."""
-        update = None
+        update, left_open = None, None
         if answer.update_sha256 is not None:
-            update = self._send_update(task.plan, answer)
-        receipt_id, bundle = self._word.receipt(task.order, task.consent, answer)
+            update, left_open = self._send_update(task.plan, answer)
+        receipt_id, bundle = self._word.receipt(task.order, task.consent, answer, completes=left_open)
         return OrderReply(
             dataset=answer.dataset,
             update=update,
@@ -415,17 +415,19 @@ class Agent:
             receipt=ReceiptReference(id=receipt_id, bundle=bundle.decode()),
         )
 
-    def _send_update(self, plan: TrainingPlan, answer: Answer) -> UpdateReference:
+    def _send_update(self, plan: TrainingPlan, answer: Answer) -> tuple[UpdateReference, str | None]:
+        """The update in the store, and the upload that the receipt is to complete."""
         if answer.update_sha256 is None or answer.update_size is None:
             raise Misuse("E_LEDGER", "an evaluation has no update to send")
         path = self._update_path(answer.update_sha256)
-        upload = ""
+        upload, left_open = "", None
         if path.exists():
             known = (answer.update_sha256, answer.update_size)
             # The coordinator checks what it reads; nobody need wait until the hub has read it too.
-            sent = transfer.send_file(self._client, path, plan=plan.id, known=known, until_checked=False)
-            upload = sent.id
-        return UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)
+            sent = transfer.send_file(self._client, path, plan=plan.id, known=known, settled=False)
+            upload, left_open = sent.id, sent.id if sent.state == "open" else None
+        reference = UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)
+        return reference, left_open
 
 
 def _keep_newest(folder: Path) -> None:

@@ -88,16 +88,22 @@ class HubClient(HubConnection):
     # --- statements -----------------------------------------------------------------------------------------
 
     def post_statement(
-        self, bundle: bytes | str, attachments: Mapping[str, bytes] | None = None
+        self,
+        bundle: bytes | str,
+        attachments: Mapping[str, bytes] | None = None,
+        *,
+        completes: str | None = None,
     ) -> wire.StatementRecord:
         """Have a signed statement logged; a repeat answers with the first's index.
 
         Args:
             bundle: text of the statement's bundle.
             attachments: file name -> content of small files it names as subjects (``croissant.json``).
+            completes: an upload that it speaks of, whose bytes are all in the store.
         """
         files = {name: _b64(data) for name, data in (attachments or {}).items()}
-        return self._post("statements", {"bundle": _text(bundle), "attachments": files}, wire.StatementRecord)
+        posted = {"bundle": _text(bundle), "attachments": files, "completes": completes}
+        return self._post("statements", posted, wire.StatementRecord)
 
     def statements(
         self,

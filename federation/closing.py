@@ -151,7 +151,7 @@ class Closing:
         )
         known = (result.sha256, result.size)
         # The hub reads a large one by itself before it signs the round.
-        transfer.send_file(self._run.client, out, plan=self._run.plan, known=known, until_checked=False)
+        transfer.send_file(self._run.client, out, plan=self._run.plan, known=known, settled=False)
         kept = self._state.store(number, result.state) if number < self._rounds else {}
         picked = set(result.folded)
         report = RoundReport(

@@ -67,20 +67,27 @@ class SiteWord:
         self._clock = clock
         self._log = log
 
-    def receipt(self, order: Order, consent: Consent, answer: Answer) -> tuple[str, bytes]:
+    def receipt(
+        self, order: Order, consent: Consent, answer: Answer, *, completes: str | None = None
+    ) -> tuple[str, bytes]:
         """The receipt of an answer, in the log: as it is there, as it was signed, or signed afresh.
 
         ``previous`` names the last receipt that the hub admitted; one that was not admitted in time is void,
         and the fresh one follows the same.
+
+        Args:
+            completes: the upload of the update, where all bytes are in the store and the hub is to know.
         """
         if answer.logged and answer.receipt_id is not None and answer.receipt is not None:
+            if completes is not None:
+                self._client.upload_complete(completes)
             return answer.receipt_id, answer.receipt
         bundle = answer.receipt if self._still_fresh(answer.receipt) else None
         if bundle is None:
             bundle = self._sign_receipt(order, consent, answer)
             self._ledger.save_receipt(answer, open_envelope(bundle).id, bundle, logged=False)
         files = {} if answer.figures is None else {FIGURES_FILE: answer.figures}
-        record = self._client.post_statement(bundle, files)
+        record = self._client.post_statement(bundle, files, completes=completes)
         logged = record.bundle.encode()
         self._check_own_receipt(answer, logged, record.id)
         self._ledger.save_receipt(answer, record.id, logged, logged=True)

@@ -67,7 +67,7 @@ def send_file(
     check_wait_s: float = CHECK_WAIT_S,
     known: tuple[str, int] | None = None,
     hashed: tuple[str, int, Sequence[str] | None] | None = None,
-    until_checked: bool = True,
+    settled: bool = True,
 ) -> Upload:
     """Bring a file into the store and return its upload, in state ``stored``.
 
@@ -82,14 +82,15 @@ def send_file(
             which it is read again.
         hashed: digest, size and part digests from who has just read it, as for a manifest: it goes in parts,
             and is not read once more for them.
-        until_checked: wait for that check; else return in state ``checking`` once all bytes are in the store.
+        settled: wait until the hub has it; else return once all bytes are in the store: in state
+            ``checking``, or ``open`` where it went whole, for whoever speaks of it next to complete.
     Raises:
         Rejected: ``E_FILE_CHANGED``; the file is no longer what was announced.
         Refused: the hub or the store does not take it.
         Unchecked: ``E_STORE_UNREACHABLE`` after several tries, ``E_UPLOAD_CHECKING`` (still being checked).
     """
     if known is not None and known[1] <= ORDER_BYTES:
-        whole = _send_whole(client, path, *known, plan, progress)
+        whole = _send_whole(client, path, *known, plan, progress, complete=settled)
         if whole is not None:
             return whole
     sha256, size, parts = hashed or hash_file(path)
@@ -116,11 +117,18 @@ def send_file(
             raise failure
         time.sleep(_wait_s(attempt))
         upload = client.upload_orders(upload.id, etags)
-    return _wait_stored(client, upload, check_wait_s) if until_checked else upload
+    return _wait_stored(client, upload, check_wait_s) if settled else upload
 
 
 def _send_whole(
-    client: Uploads, path: Path, sha256: str, size: int, plan: str | None, progress: Progress | None
+    client: Uploads,
+    path: Path,
+    sha256: str,
+    size: int,
+    plan: str | None,
+    progress: Progress | None,
+    *,
+    complete: bool = True,
 ) -> Upload | None:
     """Send a file under one order for all of it; None when it broke on the way."""
     upload = client.upload(sha256, size, plan=plan)
@@ -132,7 +140,9 @@ def _send_whole(
         if error.status == 413:  # a proxy on the way takes no body as large
             return None
         raise
-    return client.upload_complete(upload.id) if failure is None else None
+    if failure is not None:
+        return None
+    return client.upload_complete(upload.id) if complete else upload
 
 
 def _part_size(number: int, size: int) -> int:

@@ -127,6 +127,7 @@ class PersonalToken(Wire):
 class StatementPost(Wire):
     bundle: str
     attachments: dict[str, str] = Field(default_factory=dict)  # file name -> base64, e.g. croissant.json
+    completes: str | None = Field(default=None, max_length=64)  # an upload: all its bytes are in the store
 
 
 class StatementRecord(Wire):

@@ -409,6 +409,9 @@ class RoundHub:
     def report_round(self, report: wire.RoundReport) -> wire.StatementRecord:
         assert self.plan is not None
         self.check_attempt(report.attempt)
+        for upload_id, sent in list(self.uploads.items()):
+            if sent.request.sha256 == report.aggregate:
+                self.complete(upload_id, {})
         known = {one.id for one in self.statements}
         missing = [one for one in report.receipts if one not in known]
         source = self.rounds[-1].aggregate if self.rounds else self.input
@@ -463,8 +466,14 @@ class LocalClient:
         return [b64(ring.versions[number].raw) for number in sorted(ring.versions)]
 
     def post_statement(
-        self, bundle: bytes | str, attachments: Mapping[str, bytes] | None = None
+        self,
+        bundle: bytes | str,
+        attachments: Mapping[str, bytes] | None = None,
+        *,
+        completes: str | None = None,
     ) -> wire.StatementRecord:
+        if completes is not None:
+            self.upload_complete(completes)
         self.hub.files |= {sha256_hex(data): data for data in (attachments or {}).values()}
         return self.hub.post(bundle if isinstance(bundle, str) else bundle.decode())
 
@@ -599,7 +608,7 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
             return {"roots": client.keyring(name)}
         case "POST", ["statements"]:
             files = {name: unb64(text) for name, text in said.get("attachments", {}).items()}
-            found = client.post_statement(said["bundle"], files)
+            found = client.post_statement(said["bundle"], files, completes=said.get("completes"))
         case "GET", ["statements"]:
             return {"items": [one.model_dump(mode="json") for one in client.all_statements()], "next": None}
         case "POST", ["sites"]:

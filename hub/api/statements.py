@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
+from hub.api.auth import CurrentActor, HubHere, ReadSession, caller
 from hub.api.problems import responses
-from hub.services import packs, statements
+from hub.services import packs, statements, uploads
 
 router = APIRouter(tags=["statements"])
 Filter = Annotated[str | None, Query(max_length=300)]
@@ -15,11 +15,16 @@ ZIP = {"content": {"application/zip": {}}, "description": "The pack as a zip arc
 
 
 @router.post("/statements", responses=responses(409, 413))
-def post(
-    hub: HubHere, session: WriteSession, actor: CurrentActor, request: wire.StatementPost
-) -> wire.StatementRecord:
-    """Log the caller's own signed statement; a repeat answers with the first's index."""
-    return statements.post(hub, session, actor, request)
+def post(hub: HubHere, request: Request, posted: wire.StatementPost) -> wire.StatementRecord:
+    """Log the caller's own signed statement; a repeat answers with the first's index.
+
+    With `completes` an upload that it speaks of is completed first.
+    """
+    actor = caller(request, hub)
+    if posted.completes is not None:
+        uploads.complete(hub, actor, posted.completes)
+    with hub.database.session_scope() as session:
+        return statements.post(hub, session, actor, posted)
 
 
 @router.get("/statements", responses=responses())

@@ -331,6 +331,8 @@ def _check_stored(hub: Hub, plan_id: str, what: str, file: wire.StoredFile) -> N
         ).all()
     order = ("stored", "checking", "open", "refused")
     upload = min(found, key=lambda row: order.index(row.state), default=None)
+    if upload is not None and upload.state == "open" and uploads.came_whole(hub, upload):
+        upload = uploads.settle(hub, upload.id, checked_by="store")
     if upload is not None and upload.state == "checking":
         upload = uploads.check_whole(hub, upload.id)
     if upload is None or upload.state != "stored" or upload.size != file.size:

@@ -290,7 +290,7 @@ def test_an_update_that_the_hub_has_lost_is_sent_again(site: Site, trained: list
 def test_a_crash_between_training_and_receipt_costs_no_second_training(
     site: Site, trained: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(*_: object) -> None:
+    def dies(*_: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(site.client, "post_statement", dies)
@@ -304,9 +304,9 @@ def test_after_such_a_crash_the_same_receipt_is_logged(site: Site, monkeypatch: 
     real = site.client.post_statement
     posted: list[bytes] = []
 
-    def logs_and_dies(bundle: bytes, *_: object) -> StatementRecord:
+    def logs_and_dies(bundle: bytes, *_: object, completes: str | None) -> StatementRecord:
         posted.append(bundle)
-        real(bundle)
+        real(bundle, completes=completes)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(site.client, "post_statement", logs_and_dies)
@@ -326,7 +326,7 @@ def test_a_receipt_that_was_not_admitted_in_time_is_signed_afresh_after_the_same
 ) -> None:
     first = site.do(1)
 
-    def away(*_: object) -> StatementRecord:
+    def away(*_: object, **_named: object) -> StatementRecord:
         raise Unchecked("E_HUB_UNREACHABLE", "the hub is away")
 
     monkeypatch.setattr(site.client, "post_statement", away)
@@ -347,7 +347,7 @@ def test_a_void_receipt_is_not_followed_by_the_next_round(
 ) -> None:
     first = site.do(1)
 
-    def away(*_: object) -> StatementRecord:
+    def away(*_: object, **_named: object) -> StatementRecord:
         raise Unchecked("E_HUB_UNREACHABLE", "the hub is away")
 
     monkeypatch.setattr(site.client, "post_statement", away)
@@ -379,7 +379,9 @@ def test_a_hub_that_answers_with_another_receipt_is_not_believed(
     monkeypatch.setattr(
         site.client,
         "post_statement",
-        lambda bundle, *_: first if read_statement(open_envelope(bundle)).kind == "receipt" else real(bundle),
+        lambda bundle, *_, **_named: (
+            first if read_statement(open_envelope(bundle)).kind == "receipt" else real(bundle)
+        ),
     )
     assert refusal_of(site, site.do(2)) == "E_RECEIPT"
 
@@ -672,7 +674,7 @@ def test_a_refusal_that_the_hub_could_not_log_is_in_the_reply_and_in_the_ledger(
 ) -> None:
     site = make(consent=False)
 
-    def away(*_: object) -> StatementRecord:
+    def away(*_: object, **_named: object) -> StatementRecord:
         raise Unchecked("E_HUB_UNREACHABLE", "the hub is away")
 
     monkeypatch.setattr(site.client, "post_statement", away)
@@ -700,7 +702,7 @@ def test_a_receipt_that_the_hub_refuses_is_told_with_its_reason(
 ) -> None:
     real = site.client.post_statement
 
-    def refuses(bundle: bytes, *_: object) -> StatementRecord:
+    def refuses(bundle: bytes, *_: object, **_named: object) -> StatementRecord:
         if read_statement(open_envelope(bundle)).kind == "receipt":
             raise Refused("E_CONSENT", "the consent is not logged", status=422)
         return real(bundle)
