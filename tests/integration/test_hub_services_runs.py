@@ -11,6 +11,7 @@ from sqlmodel import select
 
 from federation import wire
 from federation.client import HubClient
+from federation.transfer import send_file
 from hub.services import uploads
 from hub.services.garbage import sweep
 from hub.tables import BlobRow, RoundRow, RunRow, UploadRow
@@ -267,6 +268,43 @@ def test_aggregate_that_nobody_uploaded_is_refused(setting: Setting) -> None:
         setting.alliance.send(lab, data, plan=journey.id)
     by_lab = told.model_copy(update={"aggregate": digest(data), "size": len(data)})
     refused("E_AGGREGATE", journey.report, by_lab)
+
+
+def left_open(client: HubClient, folder: Path, data: bytes, plan: str) -> wire.Upload:
+    """Bytes that the store has under an order, which the hub has not heard of."""
+    path = folder / f"open-{digest(data)[:8]}"
+    path.write_bytes(data)
+    return send_file(client, path, plan=plan, known=(digest(data), len(data)), settled=False)
+
+
+def test_a_report_completes_the_upload_of_its_aggregate(setting: Setting) -> None:
+    journey, made = setting.running(), weights(77)
+    told = journey.reports(1, digest(BASE), aggregate=digest(made), size=len(made))
+    with setting.alliance.coordinator() as coordinator:
+        announced = coordinator.upload(digest(made), len(made), plan=journey.id)
+        assert "open, " in refused("E_AGGREGATE", journey.report, told).message
+        sent = left_open(coordinator, setting.alliance.folder, made, journey.id)
+    assert (sent.id, sent.state) == (announced.id, "open")
+    journey.report(told)
+    assert blob(setting, digest(made)) is not None
+
+
+def test_a_statement_completes_the_upload_that_it_speaks_of_or_is_not_logged(setting: Setting) -> None:
+    journey, made = setting.running(), weights(78)
+    home = setting.alliance.homes[LABS[0]]
+    with setting.alliance.as_(LABS[0], "snapshot") as lab:
+        announced = lab.upload(digest(made), len(made), plan=journey.id)
+        members = {"plan": journey.id, "order": "1" * 64, "round": 1, "code": "E_SITE_IO"}
+        refusal = home.sign("refusal", [("input.safetensors", digest(BASE))], members)
+        refused("E_INCOMPLETE", lab.post_statement, refusal, completes=announced.id)
+        assert open_envelope(refusal).id not in {one.id for one in lab.all_statements(kind="refusal")}
+        with setting.alliance.as_(LABS[1], "snapshot") as other:
+            refused("E_NOT_FOUND", other.post_statement, refusal, completes=announced.id)
+        sent = left_open(lab, setting.alliance.folder, made, journey.id)
+        assert sent.state == "open" and blob(setting, digest(made)) is None
+        lab.post_statement(refusal, completes=sent.id)
+        assert blob(setting, digest(made)) is not None
+        lab.post_statement(refusal, completes=sent.id)  # a repeat changes nothing
 
 
 @pytest.mark.parametrize(
