@@ -12,7 +12,7 @@ from hub.database import Database
 from hub.tables import BlobRow, InstitutionRow, LogSequenceRow
 from storage.errors import Misuse
 from tests.bench.registry_rows import TOKEN, fill, name_of
-from tests.databases import DATABASES, ON_SERVER, SERVER, database_url
+from tests.databases import DATABASES, SERVER, database_url
 from tests.hubs import running_hub
 
 _members = InstitutionRow.metadata.tables["institution"]
@@ -96,9 +96,10 @@ def test_a_column_that_the_driver_does_not_give_as_it_is_cannot_be_glanced_at(tm
     database.close()
 
 
-@pytest.mark.parametrize("kind", ON_SERVER if SERVER.startswith("postgres") else [])
-def test_requests_are_answered_when_the_server_has_cut_all_connections(kind: str, tmp_path: Path) -> None:
-    with database_url(kind, tmp_path) as url:
+@pytest.mark.engines
+@pytest.mark.skipif(not SERVER.startswith("postgres"), reason="needs PostgreSQL")
+def test_requests_are_answered_when_the_server_has_cut_all_connections(tmp_path: Path) -> None:
+    with database_url("postgresql", tmp_path) as url:
         named = make_url(url).update_query_dict({"application_name": f"cut {tmp_path.name}"})
         address = named.render_as_string(hide_password=False)
         with running_hub(tmp_path, database_url=address) as hub:
