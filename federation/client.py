@@ -102,7 +102,9 @@ class HubClient(HubConnection):
             completes: an upload that it speaks of, whose bytes are all in the store.
         """
         files = {name: _b64(data) for name, data in (attachments or {}).items()}
-        posted = {"bundle": _text(bundle), "attachments": files, "completes": completes}
+        posted: dict[str, object] = {"bundle": _text(bundle), "attachments": files}
+        if completes is not None:
+            posted["completes"] = completes
         return self._post("statements", posted, wire.StatementRecord)
 
     def statements(
