@@ -122,7 +122,7 @@ def test_database_from_an_old_backup_goes_on_without_a_fork(
     head = alliance.hub.ledger.publish()
     before, entries = log_of(alliance), head.size if head else 0
 
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     restored = hospital.run("restore", str(hospital.folder / "backup"), "--replace").answer
     assert (restored["rows"], restored["statements"]) == (note["entries"], entries - note["entries"])
     assert restored["members"] == ["late.example"]
@@ -164,7 +164,7 @@ def test_what_no_statement_says_is_set_again_and_what_is_lost_is_named(
         croissant = owner.dataset(shared).croissant
     alliance.hub.ledger.publish()
 
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     restored = hospital.run("restore", str(hospital.folder / "backup"), "--replace").answer
     assert restored["tags"] == [f"{MODEL}:stable"] and restored["versions"] == [f"{OWNER}/rows@1"]
     assert sorted(restored["visibility"]) == [f"{MODEL} is private", f"{OWNER}/rows is private"]
@@ -193,7 +193,7 @@ def test_a_repository_that_was_removed_is_not_named_as_lost(
     stock.create(f"{OWNER}/gone")
     body = {"name": "gone", "organization": OWNER, "type": "model"}
     assert stock.http.request("DELETE", "/api/repos/delete", json=body).status_code == 200
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     restored = hospital.run("restore", str(hospital.folder / "backup"), "--replace").answer
     assert restored["lost_drafts"] == []
 
@@ -245,7 +245,7 @@ def test_database_that_went_on_without_its_store_is_a_fork(
     hospital.run("backup", str(hospital.folder / "backup"))
     alliance.enrol("seen.example", "firm")
     alliance.hub.ledger.publish()
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     monkeypatch.setattr("hub.services.restoring.restore_log", lambda _hub: Restored())
     hospital.run("restore", str(hospital.folder / "backup"), "--replace")
     monkeypatch.undo()
@@ -279,7 +279,7 @@ def test_versions_whose_bytes_are_gone_are_named_and_the_log_is_whole(
     before = log_of(alliance)
     for key in list(alliance.store.list("blobs/")):
         alliance.store.delete(key)
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     restored = hospital.run("restore", str(hospital.folder / "backup"), "--replace").answer
     assert restored["missing"] == [f"{MODEL}@1"] and restored["versions"] == []
     assert log_of(alliance) == before
@@ -296,7 +296,7 @@ def test_changed_statement_in_the_store_stops_the_restoration(
     alliance.hub.ledger.publish()
     last, first = log_of(alliance)[-1], log_of(alliance)[0]
     alliance.store.put(f"statements/{last[0][:2]}/{last[0]}.sigstore.json", first[6])
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     problem = hospital.problem("restore", str(hospital.folder / "backup"), "--replace")
     assert problem["code"] == "E_LOG_FORK"
 
@@ -329,7 +329,7 @@ def test_everything_but_the_store_can_be_lost(hospital: Hospital, alliance: Alli
     alliance.hub.ledger.publish()
     hospital.run("backup", str(hospital.folder / "full"), "--operator-home")
     before = log_of(alliance)
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     shutil.rmtree(hospital.folder / "hub" / "keys")
     shutil.rmtree(hospital.folder / "homes" / "operator")
     for path in hospital.folder.glob("fedhub.db*"):
@@ -381,11 +381,11 @@ def test_killed_backup_leaves_no_backup_and_killed_restoration_is_finished_by_th
         alliance.enrol(name, "firm")
     alliance.hub.ledger.publish()
     before = log_of(alliance)
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     killed_in("hub.services.statements", "readmit", 2, "restore", str(backup), "--replace")
     short = log_of(alliance)
     assert short == before[: len(short)] and len(short) < len(before)
-    alliance.hub.database.engine.dispose()
+    alliance.hub.database.close()
     hospital.run("restore")
     assert log_of(alliance) == before
     with alliance.hub.database.session_scope(write=False) as session:
