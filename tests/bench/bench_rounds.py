@@ -172,14 +172,20 @@ def process(command: list[str], surroundings: Mapping[str, str], log: Path, **op
 # --- ours ---------------------------------------------------------------------------------------------------
 
 
+def side_of(mb: float) -> int:
+    """Pictures of 16 x 16, without many columns; of 32 x 32 where a network is to have 2,000 MB."""
+    return 16 if mb < 600 else 32
+
+
 def parameters(mb: float) -> dict[str, Any]:
-    """A network of about ``mb`` MB of float32 weights on pictures of 16 x 16, without many columns."""
+    """A network of about ``mb`` MB of float32 weights."""
+    side = side_of(mb)
     filters = 8 if mb < 5 else 32 if mb < 50 else 128 if mb < 300 else 512
-    hidden = max(1, min(4096, round((mb * 250_000 - 9 * filters**2) / (64 * filters))))
+    hidden = max(1, min(4096, round((mb * 250_000 - 9 * filters**2) / (side**2 // 4 * filters))))
     return {
         "channels": 1,
-        "height": 16,
-        "width": 16,
+        "height": side,
+        "width": side,
         "filters": filters,
         "hidden": hidden,
         "classes": 2,
@@ -205,7 +211,7 @@ def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
                 if name != other:
                     home.pin(peer.institution, peer.ring.pin)
         for number, name in enumerate(names):
-            describe(folder, homes[name], number)
+            describe(folder, homes[name], number, side_of(mb) ** 2)
         plan = make_plan(folder, homes["owner"], [homes[name] for name in names], mb, rounds)
         start_sites(stack, folder, [homes[name] for name in names])
         client = homes["owner"].client()
@@ -272,13 +278,13 @@ def enrol(folder: Path, operator: Home, name: str) -> Home:
     return home
 
 
-def describe(folder: Path, home: Home, seed: int) -> None:
+def describe(folder: Path, home: Home, seed: int, pixels: int) -> None:
     numbers = random.Random(seed)
     data = folder / "data" / home.institution
     data.mkdir(parents=True)
-    lines = ["label," + ",".join(f"p{number:02d}" for number in range(256))]
+    lines = ["label," + ",".join(f"p{number:02d}" for number in range(pixels))]
     for _ in range(4):
-        lines.append(",".join(str(numbers.randrange(2 if place == 0 else 17)) for place in range(257)))
+        lines.append(",".join(str(numbers.randrange(2 if place == 0 else 17)) for place in range(pixels + 1)))
     for name in ("train.csv", "heldout.csv"):
         (data / name).write_text("\n".join(lines) + "\n")
     with home.client() as client:
