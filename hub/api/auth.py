@@ -88,13 +88,6 @@ def actor_at_once(request: Request, hub: Hub, glance: Glance) -> Actor:
     return known
 
 
-def caller(request: Request, hub: Hub) -> Actor:
-    """As ``current_actor``, for routes that every site asks in every round and that do all in one thread."""
-    known = actor_of(hub, request.headers.get("authorization"))
-    request.state.actor = known
-    return known
-
-
 CurrentActor = Annotated[Actor, Depends(current_actor)]
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, caller
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
 from hub.api.paging import Cursor, link_next
 from hub.api.problems import responses
 from hub.context import Hub
@@ -68,11 +68,11 @@ def resume(hub: HubHere, session: WriteSession, actor: CurrentActor, plan: str) 
 
 
 @router.get("/runs/{plan}/weights/{sha256}", responses=responses(404))
-def weights(hub: HubHere, request: Request, plan: str, sha256: str) -> wire.WeightsLocation:
+def weights(
+    hub: HubHere, session: ReadSession, actor: CurrentActor, plan: str, sha256: str
+) -> wire.WeightsLocation:
     """Where weights of a run can be read now: for its owner, consenting participants and the coordinator."""
-    actor = caller(request, hub)
-    with hub.database.session_scope(write=False) as session:
-        return runs.weights(hub, session, actor, plan, sha256)
+    return runs.weights(hub, session, actor, plan, sha256)
 
 
 @router.get("/runs/{plan}/statistics", responses=responses(404))

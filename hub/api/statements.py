@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession, caller
+from hub.api.auth import CurrentActor, HubHere, ReadSession
 from hub.api.problems import responses
 from hub.services import packs, statements, uploads
 
@@ -15,16 +15,15 @@ ZIP = {"content": {"application/zip": {}}, "description": "The pack as a zip arc
 
 
 @router.post("/statements", responses=responses(409, 413))
-def post(hub: HubHere, request: Request, posted: wire.StatementPost) -> wire.StatementRecord:
+def post(hub: HubHere, actor: CurrentActor, request: wire.StatementPost) -> wire.StatementRecord:
     """Log the caller's own signed statement; a repeat answers with the first's index.
 
     With `completes` an upload that it speaks of is completed first.
     """
-    actor = caller(request, hub)
-    if posted.completes is not None:
-        uploads.complete(hub, actor, posted.completes)
+    if request.completes is not None:
+        uploads.complete(hub, actor, request.completes)
     with hub.database.session_scope() as session:
-        return statements.post(hub, session, actor, posted)
+        return statements.post(hub, session, actor, request)
 
 
 @router.get("/statements", responses=responses())

@@ -1,9 +1,9 @@
 """Routes of uploads: announce bytes, get orders for the store, say that they are there."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, caller
+from hub.api.auth import CurrentActor, HubHere
 from hub.api.problems import responses
 from hub.services import plain_uploads, uploads
 
@@ -11,9 +11,9 @@ router = APIRouter(tags=["uploads"])
 
 
 @router.post("/uploads", status_code=201, responses=responses(409, 413))
-def announce(hub: HubHere, request: Request, file: wire.UploadRequest) -> wire.Upload:
+def announce(hub: HubHere, actor: CurrentActor, request: wire.UploadRequest) -> wire.Upload:
     """Announce a file by digest and size; the orders fit those bytes only. A repeat goes on."""
-    return uploads.announce(hub, caller(request, hub), file)
+    return uploads.announce(hub, actor, request)
 
 
 @router.post("/small-files", status_code=204, responses=responses(413))
