@@ -486,18 +486,11 @@ def test_a_reply_that_is_no_update_is_refused_by_name(make: Callable[..., Site],
 
 @pytest.mark.slow
 def test_a_link_in_place_of_the_update_leads_nowhere(hostile: Callable[..., Site]) -> None:
-    """A thread of the app puts a link to another file where the agent looks for the update."""
+    """The app rules its own process: in place of the update it writes a link to a file of the site's."""
     site = hostile("""
-import threading, time
+import __main__
 other = Path(context.node_config["data"]) / "train.csv"
-def swap():
-    while True:
-        try:
-            os.symlink(other, "swap"); os.replace("swap", "output.safetensors")
-        except OSError:
-            pass
-threading.Thread(target=swap, daemon=True).start()
-time.sleep(0.2)
+__main__._write = lambda content, path: os.symlink(other, path)
 """)
     code, message = site.refused()
     assert code == "E_APP_REPLY" and "no file of its own" in message
