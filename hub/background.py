@@ -15,7 +15,7 @@ from typing import Protocol
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from hub.context import Hub
+from hub.context import Bell, Hub
 from hub.services import garbage, uploads
 from hub.services.pulls import forget_capabilities
 from hub.tables import LeaseRow
@@ -137,10 +137,10 @@ class Worker(Protocol):
 
 
 class Background:
-    """Threads that let workers look until ``stop``."""
+    """Threads that let workers look, every ``every_s`` seconds and when the bell rings, until ``stop``."""
 
-    def __init__(self, workers: Mapping[str, Worker], every_s: float) -> None:
-        self._workers, self._every_s = workers, every_s
+    def __init__(self, workers: Mapping[str, Worker], every_s: float, bell: Bell) -> None:
+        self._workers, self._every_s, self._bell = workers, every_s, bell
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(name, worker), name=f"fedhub-{name}", daemon=True)
@@ -155,11 +155,16 @@ class Background:
     def stop(self) -> None:
         """End after the looks that are going on; other processes take over at once."""
         self._stop.set()
+        self._bell.ring()
         for thread in self._threads:
             thread.join()
 
     def _run(self, name: str, worker: Worker) -> None:
-        while not self._stop.wait(self._every_s):
+        heard = 0
+        while True:
+            heard = self._bell.wait(heard, self._every_s)
+            if self._stop.is_set():
+                break
             self._try(name, worker.look)
         self._try(name, worker.release)
 

@@ -1,7 +1,8 @@
 """What every service stands on: one hub's settings, rows, objects, log, secrets and signing hand."""
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hub.database import Database
@@ -50,6 +51,26 @@ class NodeRegistry(Protocol):
         """All nodes that are registered."""
 
 
+class Bell:
+    """Rung when there is work, so that whoever looks for it from time to time looks at once."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._rings = 0
+
+    def ring(self) -> None:
+        """Let everybody who waits look now, and who is looking look again."""
+        with self._changed:
+            self._rings += 1
+            self._changed.notify_all()
+
+    def wait(self, heard: int, timeout_s: float) -> int:
+        """Wait for a ring after the first ``heard`` ones, or ``timeout_s``; how many there were by now."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rings > heard, timeout_s)
+            return self._rings
+
+
 @dataclass(frozen=True)
 class Hub:
     """One process's view of one hub."""
@@ -63,6 +84,7 @@ class Hub:
     fleet_ca: str  # PEM of the Fleet address's certificate authority
     nodes: NodeRegistry | None = None  # None: SuperLink is switched off
     inside: BlobStore | None = None  # the store as the coordinator reaches it; None: at its public address
+    bell: Bell = field(default_factory=Bell)  # calls this process's background work
 
     @property
     def coordinator_store(self) -> BlobStore:

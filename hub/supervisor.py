@@ -449,6 +449,6 @@ def start_supervisor(hub: Hub) -> Background:
         workers["supervisor"] = Supervisor(hub, hub.nodes)
     else:
         workers["expiry"] = Expiry(hub)
-    background = Background(workers, hub.settings.supervise_s)
+    background = Background(workers, hub.settings.supervise_s, hub.bell)
     background.start()
     return background

@@ -4,7 +4,7 @@
 bundles whose digest is allowed get one: ours, and those the operator names, which are kept from all files but
 their own (``federation.confinement``): SuperLink's user can read the coordinator's token. The task's token
 travels by a pipe, never on a command line; the child sees no secret of its parent's surroundings and dies
-with it.
+with it. To load flwr takes seconds, so while no run goes on a process of our coordinator waits for the next.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from storage.errors import Unchecked
 
 POLL_S = 0.1
 STOP_S = 3.0
+SPARE_AFTER_S = 2.0  # without a run; whoever starts many in a row needs the processor for those
 FOREIGN_BYTES = 16 << 30  # of memory, and of one file, that a foreign ServerApp may use
 APP = Path(__file__).with_name("app")
 
@@ -80,6 +82,8 @@ class TaskStarter:
         self._allowed = allowed
         self._folder = folder
         self._running: dict[int, subprocess.Popen[bytes]] = {}  # by task
+        self._spare: subprocess.Popen[bytes] | None = None  # a coordinator that waits for its task
+        self._spare_at = 0.0
         self._ended = threading.Event()
         # Linux takes the thread that starts a child for its parent: it must outlive the children.
         self._thread = threading.Thread(target=self._run, name="task-starter", daemon=True)
@@ -94,9 +98,10 @@ class TaskStarter:
             self._thread.join()
 
     def _end_all(self) -> None:
-        for process in self._running.values():
+        processes = [*self._running.values(), *([self._spare] if self._spare else [])]
+        for process in processes:
             process.terminate()
-        for process in self._running.values():
+        for process in processes:
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -109,6 +114,7 @@ class TaskStarter:
         from flwr.superlink.servicer.runtime import runtime_handlers
 
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        self._spare_at = time.monotonic() + SPARE_AFTER_S
         try:
             while not self._ended.wait(POLL_S):
                 state = self._factory.state()
@@ -116,6 +122,7 @@ class TaskStarter:
                 self._bury(state)
                 if answer.token:
                     self._launch(state, answer.task, answer.token)
+                self._keep_spare()
         finally:
             self._end_all()
 
@@ -140,20 +147,7 @@ class TaskStarter:
             state.activate_task(task.task_id)
             state.finish_task(task.task_id, SubStatus.FAILED, reason)
             return
-        work = self._folder / ("foreign" if foreign else "coordinator")
-        work.mkdir(exist_ok=True, mode=0o700)
-        own = {"FLWR_HOME": os.environ["FLWR_HOME"], "FEDHUB_COORDINATOR_WORK": str(work)}
-        if foreign:
-            own = dict.fromkeys(("FLWR_HOME", "HOME", "TMPDIR"), str(work))
-        surroundings = plain_environment({**QUIET, **own})
-        whose = "foreign" if foreign else "coordinator"
-        process = subprocess.Popen(
-            python_command("federation.flower.executor", self._address, str(os.getpid()), whose),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # its output goes to SuperLink, which serves it as the run's log
-            env=surroundings,
-            cwd=work,
-        )
+        process = self._open("foreign") if foreign else self._take_spare() or self._open("coordinator")
         self._running[task.task_id] = process
         assert process.stdin is not None
         try:
@@ -161,6 +155,35 @@ class TaskStarter:
             process.stdin.close()
         except BrokenPipeError:  # it died at once, and is buried at the next look
             pass
+
+    def _open(self, whose: str) -> subprocess.Popen[bytes]:
+        """A process that waits for the token of its task."""
+        work = self._folder / whose
+        work.mkdir(exist_ok=True, mode=0o700)
+        own = {"FLWR_HOME": os.environ["FLWR_HOME"], "FEDHUB_COORDINATOR_WORK": str(work)}
+        if whose == "foreign":
+            own = dict.fromkeys(("FLWR_HOME", "HOME", "TMPDIR"), str(work))
+        return subprocess.Popen(
+            python_command("federation.flower.executor", self._address, str(os.getpid()), whose),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # its output goes to SuperLink, which serves it as the run's log
+            env=plain_environment({**QUIET, **own}),
+            cwd=work,
+        )
+
+    def _keep_spare(self) -> None:
+        """Have a coordinator wait, once nothing has run for a while."""
+        now = time.monotonic()
+        if self._running:
+            self._spare_at = now + SPARE_AFTER_S
+        elif now >= self._spare_at and (self._spare is None or self._spare.poll() is not None):
+            self._spare_at = now + SPARE_AFTER_S  # one that dies at once is not begun again at once
+            self._spare = self._open("coordinator")
+
+    def _take_spare(self) -> subprocess.Popen[bytes] | None:
+        """The coordinator that waits, if it still does."""
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.poll() is None else None
 
 
 def main() -> None:
@@ -170,12 +193,17 @@ def main() -> None:
     if whose == "foreign":
         _confine(Path.cwd())
     keep_quiet()
-    token = sys.stdin.readline().strip()
     from queue import Queue
 
     from flwr.supercore.logger import mirror_output_to_queue, restore_output
     from flwr.superlink.runtime import run_serverapp
 
+    if whose == "coordinator":
+        import federation.client
+        import federation.flower.coordinator  # noqa: F401 - what its bundle would load only now
+    token = sys.stdin.readline().strip()
+    if not token:  # no task any more
+        return
     lines: Queue[str | None] = Queue()
     mirror_output_to_queue(lines)
     try:

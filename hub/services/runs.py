@@ -7,6 +7,7 @@ coordinator's side is ``services.rounds``."""
 from collections import defaultdict
 from typing import cast
 
+from sqlalchemy import event
 from sqlmodel import Session, col, select
 
 from federation import wire
@@ -53,6 +54,7 @@ def start(hub: Hub, session: Session, actor: Actor, request: wire.RunStart) -> w
     session.flush()
     data = {"participants": count, "rounds": entry.says["rounds"], "by": actor.name}
     events.append(session, row.id, Kind.RUN_STARTED, data, at=now)
+    _call_supervisor(hub, session)
     return describe(hub, session, run)
 
 
@@ -77,7 +79,13 @@ def resume(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Run:
     session.add(run)
     data = {"participants": count, "rounds": entry.says["rounds"], "by": actor.name, "resumed": 1}
     events.append(session, plan_id, Kind.RUN_STARTED, data, at=hub.ledger.now())
+    _call_supervisor(hub, session)
     return describe(hub, session, run)
+
+
+def _call_supervisor(hub: Hub, session: Session) -> None:
+    """Have it look as soon as this transaction stands; of another process, it looks in its own time."""
+    event.listen(session, "after_commit", lambda _session: hub.bell.ring(), once=True)
 
 
 def cancel(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Run:

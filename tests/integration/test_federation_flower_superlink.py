@@ -280,6 +280,32 @@ def test_a_coordinator_without_its_token_file_says_so_in_the_runs_log(live: Live
     assert "E_TOKEN_FILE" in details
 
 
+def _waiting(live: Live) -> int:
+    """The process id of the coordinator that waits for a run."""
+    until = time.monotonic() + 60
+    link = live.process.process.pid
+    while time.monotonic() < until:
+        children = Path(f"/proc/{link}/task").glob("*/children")
+        for child in " ".join(path.read_text() for path in children).split():
+            if b"federation.flower.executor" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        time.sleep(0.1)
+    raise AssertionError("no coordinator waits")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_coordinator_that_waits_takes_the_next_run_and_none_is_lost_when_it_died(
+    live: Live, killed: bool
+) -> None:
+    waiting = _waiting(live)
+    if killed:
+        os.kill(waiting, signal.SIGKILL)
+    config = {"hub": "http://127.0.0.1:1", "plan": "a" * 64, "attempt": 1, "token-file": "/nonexistent"}
+    outcome, details = wait_finished(live.control, live.control.start_run(config))
+    assert outcome == "failed" and "E_TOKEN_FILE" in details
+    assert _waiting(live) != waiting
+
+
 def test_neither_files_nor_command_lines_show_the_token(live: Live) -> None:
     for path in (live.folder / "link").rglob("*"):
         if path.is_file() and path.suffix != ".key":

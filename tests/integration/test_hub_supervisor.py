@@ -12,7 +12,7 @@ from sqlmodel import select
 from federation.wire import EventReport
 from hub import background
 from hub.background import Background, Housekeeper, Lease, new_holder
-from hub.context import NodeRegistry
+from hub.context import Bell, NodeRegistry
 from hub.supervisor import FlowerControl, Supervisor, start_supervisor
 from hub.tables import AttemptRow, LeaseRow, PlanRow, RunRow, SiteRow
 from storage.errors import Refused, Unchecked
@@ -543,9 +543,26 @@ def test_worker_that_fails_is_tried_again(setting: Setting) -> None:
         def release(self) -> None:
             pass
 
-    threads = Background({"failing": Failing()}, 0.01)
+    threads = Background({"failing": Failing()}, 0.01, Bell())
     threads.start()
     assert done.wait(10)
+    threads.stop()
+
+
+def test_background_looks_as_soon_as_a_run_is_started(setting: Setting) -> None:
+    looked = threading.Event()
+
+    class Looking:
+        def look(self) -> None:
+            looked.set()
+
+        def release(self) -> None:
+            pass
+
+    threads = Background({"looking": Looking()}, 600, setting.alliance.hub.bell)
+    threads.start()
+    started(setting)
+    assert looked.wait(30)
     threads.stop()
 
 
