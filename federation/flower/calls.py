@@ -4,12 +4,16 @@ flwr serves a call through layers of middleware, a router with dependencies and 
 which on messages as small as ours cost several times what flwr then does. ``Calls`` takes the same steps
 with flwr's own parts in one go: read the protobuf request, check the caller's version, authenticate node or
 task, call the handler, put errors into flwr's words. SuperLink's state lies in memory, so that a handler is
-done at once. Every other request, and one with a larger body, goes the long way.
+done at once. Every other request, and one with a larger body, goes the long way. Our nodes and coordinator
+have the objects of a message travel with it (``carried``).
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, cast
+
+from federation.flower import carried
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -76,15 +80,69 @@ def _handlers(app: Any) -> dict[tuple[str, str], Handler]:
 
     found: dict[tuple[str, str], Handler] = {}
     for router, made in ((fleet, _fleet_call), (runtime, _runtime_call)):
-        for route in cast(list[Any], router.routes):
-            key = ("POST", route.path)
-            if route.path.rpartition("/")[2] in OFTEN:
-                function = inspect.unwrap(route.endpoint)  # flwr wraps it for FastAPI
-                found[key] = made(app, PROTOBUF_REQUEST_TYPES[key], function)
+        paths = {route.path.rpartition("/")[2]: route for route in cast(list[Any], router.routes)}
+        functions = {name: inspect.unwrap(paths[name].endpoint) for name in OFTEN if name in paths}
+        for name, function in functions.items():  # unwrapped: flwr wraps each for FastAPI
+            key = ("POST", paths[name].path)
+            call = {"pull-messages": _pull, "push-messages": _push}.get(name)
+            served = function if call is None else partial(call, functions)
+            found[key] = made(app, PROTOBUF_REQUEST_TYPES[key], served, _asked(function))
     return found
 
 
-def _fleet_call(app: Any, kind: Any, function: Callable[..., Any]) -> Handler:
+def _asked(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _pull(functions: Mapping[str, Callable[..., Any]], *, request: Any, **given: Any) -> Any:
+    """Messages, with their objects where the caller wants them and all are there: they are then delivered."""
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+
+    answer = functions["pull-messages"](request=request, **given)
+    if not answer.messages_list or not carried.wants(request):
+        return answer
+    whole: dict[str, bytes] = {}
+    for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+        about = {"node": _node(request), "run_id": head.metadata.run_id}
+        objects = {}
+        for name in carried.names_in(tree):
+            asked = PullObjectRequest(object_id=name, **about)
+            objects[name] = functions["pull-object"](request=asked, **given).object_content
+        if all(objects.values()) and sum(map(len, objects.values())) <= carried.LARGEST_BYTES:
+            done = ConfirmMessageReceivedRequest(message_object_id=tree.object_id, **about)
+            functions["confirm-message-received"](request=done, **given)
+            whole |= objects
+    carried.add(answer, whole)
+    return answer
+
+
+def _push(functions: Mapping[str, Callable[..., Any]], *, request: Any, **given: Any) -> Any:
+    """Take messages with the objects that travel with them; the answer names those that are still wanted."""
+    from flwr.proto.message_pb2 import PushObjectRequest
+
+    objects = carried.objects_of(request)
+    answer = functions["push-messages"](request=request, **given)
+    about = {"node": _node(request), "session_id": answer.session_id}
+    if request.messages_list:
+        about["run_id"] = request.messages_list[0].metadata.run_id
+    left = []
+    for name in answer.objects_to_push:
+        sent = PushObjectRequest(object_id=name, object_content=objects.get(name, b""), **about)
+        if name not in objects or not functions["push-object"](request=sent, **given).stored:
+            left.append(name)
+    answer.objects_to_push[:] = left
+    return answer
+
+
+def _node(request: Any) -> Any:
+    """Who asks: the node that was authenticated, or a task at SuperLink itself."""
+    from flwr.common.constant import SUPERLINK_NODE_ID
+    from flwr.proto.node_pb2 import Node
+
+    return request.node if hasattr(request, "node") else Node(node_id=SUPERLINK_NODE_ID)
+
+
+def _fleet_call(app: Any, kind: Any, function: Callable[..., Any], asked: set[str]) -> Handler:
     from flwr.superlink.routers.fleet.node_auth import authenticate_node
 
     state = app.state.linkstate_factory.state
@@ -97,7 +155,7 @@ def _fleet_call(app: Any, kind: Any, function: Callable[..., Any]) -> Handler:
     return handle
 
 
-def _runtime_call(app: Any, kind: Any, function: Callable[..., Any]) -> Handler:
+def _runtime_call(app: Any, kind: Any, function: Callable[..., Any], asked: set[str]) -> Handler:
     from flwr.supercore.constant import TASK_TOKEN_HEADER
     from flwr.supercore.dependencies.task import authenticate_task
     from flwr.supercore.dependencies.version import VersionDependency
@@ -107,7 +165,7 @@ def _runtime_call(app: Any, kind: Any, function: Callable[..., Any]) -> Handler:
     )
     state = app.state.linkstate_factory.state
     wanted = {}
-    if "handlers" in inspect.signature(function).parameters:
+    if "handlers" in asked:
         wanted["handlers"] = app.state.runtime_handlers
 
     def handle(request: Any, body: bytes) -> Any:

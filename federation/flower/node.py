@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from federation.flower import carried
 from federation.flower.quiet import keep_quiet
 from federation.home import Home
 from federation.lifeline import die_with
@@ -59,13 +60,21 @@ SHORT_LIVES = 3  # connections in a row that ended within STEADY_S; then the sup
 class Node:
     """A connected node."""
 
-    def __init__(self, connection: Any, agent: "Agent") -> None:
+    def __init__(self, connection: Any, fleet: Any, agent: "Agent") -> None:
         """
         Args:
             connection: what flwr's ``http_request_response`` yields.
+            fleet: flwr's client of the same port, for what is called most.
         """
+        from flwr.proto.node_pb2 import Node as Named
+        from flwr.supercore.retry import make_simple_http_retry_invoker
+
         self.id: int
-        self.id, self._receive, self._send, _, _, self._pull, self._push, self._confirm = connection
+        self.id, *_, self._pull_object, self._push_object, self._confirm = connection
+        self._named = Named(node_id=self.id)
+        self._fleet = fleet
+        self._patiently = make_simple_http_retry_invoker()
+        self._patiently.max_time = GIVE_UP_S
         self._agent = agent
         self._pause_s = LONG_POLL_S
 
@@ -83,37 +92,39 @@ class Node:
         """Answer the next message, if there is one."""
         from flwr.supercore.run import RunNotRunningException
 
-        received = self._receive()
-        if received is None:
-            return False
-        head, tree = received
-        began = time.monotonic()
         # A run that has ended meanwhile wants no answer.
         with suppress(RunNotRunningException):
-            message = self._read(head, tree)
+            message = self._receive()
+            if message is None:
+                return False
+            began = time.monotonic()
             text = _text(message)
             content = _foreign() if text is None else _record(self._reply(text))
             self._answer(message, content, time.monotonic() - began)
         return True
 
-    def _read(self, head: Any, tree: Any) -> Any:
-        """The message with its content, as long as it is small."""
-        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-        from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+    def _receive(self) -> Any | None:
+        """The next message, with its content as long as it is small."""
+        from flwr.common.serde import message_from_proto
+        from flwr.proto.fleet_pb2 import PullMessagesRequest
 
-        run_id = head.metadata.run_id
-        names = [node.object_id for node in iterate_object_tree(tree)]
+        asked = carried.want(PullMessagesRequest(node=self._named))
+        found = self._patiently.invoke(self._fleet.PullMessages, asked)
+        if not found.messages_list:
+            return None
+        head, tree = message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        run_id, names = head.metadata.run_id, carried.names_in(tree)
         if len(names) > MAX_OBJECTS:
             return head
-        contents = pull_objects(
-            names, pull_object_fn=lambda name: self._pull(run_id, name), initial_backoff=0.02, backoff_cap=0.5
-        )
+        contents = carried.objects_of(found)
+        missing = [name for name in names if name not in contents]
+        if missing:
+            contents |= carried.pull_missing(missing, lambda name: self._pull_object(run_id, name))
         if sum(map(len, contents.values())) > 2 * MESSAGE_LIMIT_BYTES:
             return head
-        message: Any = inflate_object_from_contents(tree.object_id, contents)
-        message.metadata.__dict__["_message_id"] = tree.object_id
-        self._confirm(run_id, tree.object_id)
-        return message
+        if missing:
+            self._confirm(run_id, tree.object_id)
+        return carried.put_together(tree, contents)
 
     def _reply(self, text: str) -> OrderReply:
         try:
@@ -124,23 +135,20 @@ class Node:
 
     def _answer(self, message: Any, content: Any, seconds: float) -> None:
         from flwr.app import Message
-        from flwr.supercore.inflatable.inflatable_object import (
-            get_all_nested_objects,
-            get_object_tree,
-            no_object_id_recompute,
-        )
-        from flwr.supercore.inflatable.inflatable_utils import push_objects
+        from flwr.proto.fleet_pb2 import PushMessagesRequest
 
         answer = Message(content, reply_to=message)
-        answer.metadata.__dict__["_message_id"] = answer.object_id
-        run_id = answer.metadata.run_id
-        with no_object_id_recompute():
-            wanted, session = self._send(answer, get_object_tree(answer), seconds)
-            push_objects(
-                get_all_nested_objects(answer),
-                lambda name, content: self._push(run_id, session, name, content),
-                object_ids_to_push=set(wanted),
-            )
+        bare, tree, objects = carried.take_apart(answer)
+        request = PushMessagesRequest(
+            node=self._named,
+            messages_list=[bare],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[seconds],
+        )
+        carried.add(request, objects)
+        taken = self._patiently.invoke(self._fleet.PushMessages, request)
+        for name in taken.objects_to_push:
+            self._push_object(answer.metadata.run_id, taken.session_id, name, objects[name])
 
 
 def _text(message: Any) -> str | None:
@@ -219,9 +227,10 @@ def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
             max_retries=None,
             max_wait_time=GIVE_UP_S,
         ) as connection,
+        fleet_client(home, keys, roots) as fleet,
     ):
         agent = stack.enter_context(closing(Agent(home, client, ledger)))
-        node = Node(connection, agent)
+        node = Node(connection, fleet, agent)
         _note_lease(home, node.id)
         print(json.dumps({"node": str(node.id)}), flush=True)
         node.serve()
@@ -273,7 +282,7 @@ def _release_lease(home: Home, keys: Keys, roots: bytes) -> None:
     except (OSError, ValueError, KeyError):
         return
     # No such lease, or the hub is away: activation says more.
-    with suppress(httpx.HTTPError), _fleet(home, keys, roots) as fleet:
+    with suppress(httpx.HTTPError), fleet_client(home, keys, roots) as fleet:
         fleet.DeactivateNode(DeactivateNodeRequest(node_id=left))
 
 
@@ -292,7 +301,7 @@ def _wait_admitted(home: Home, keys: Keys, roots: bytes) -> None:
     log, began, pause_s = SiteLog(home), time.monotonic(), FIRST_PAUSE_S
     while time.monotonic() < began + ADMITTED_S:
         try:
-            with _fleet(home, keys, roots) as fleet:
+            with fleet_client(home, keys, roots) as fleet:
                 node_id = fleet.ActivateNode(asked).node_id
                 try:
                     _note_lease(home, node_id)
@@ -318,7 +327,7 @@ def _in_the_way(error: "httpx.HTTPError", fleet: str) -> Unchecked:
     return explain(error, fleet) or Unchecked("E_PORT_REFUSED", f"{fleet}: {type(error).__name__}")
 
 
-def _fleet(home: Home, keys: Keys, roots: bytes) -> Any:
+def fleet_client(home: Home, keys: Keys, roots: bytes) -> Any:
     """flwr's client of the Fleet port, which signs each call; a context."""
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
     from flwr.supernode.fleet_http_client import FleetHttpClient

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation import training
 from federation.agent import Agent
-from federation.flower.node import GIVE_UP_S, Node
+from federation.flower.node import GIVE_UP_S, Node, fleet_client
 from federation.flower.quiet import keep_quiet
 from federation.home import Home
 from federation.ledger import SiteLedger
@@ -32,17 +32,19 @@ def serve(home: Home) -> None:
     with ExitStack() as stack:
         client = stack.enter_context(home.client("snapshot"))
         ledger = stack.enter_context(SiteLedger(home.site / "ledger.db"))
+        keys, roots = (private, private.public_key()), (home.path / "fleet-ca.pem").read_bytes()
         connection = stack.enter_context(
             http_request_response(
                 home.fleet,
                 insecure=False,
-                root_certificates=(home.path / "fleet-ca.pem").read_bytes(),
-                authentication_keys=(private, private.public_key()),
+                root_certificates=roots,
+                authentication_keys=keys,
                 max_retries=None,
                 max_wait_time=GIVE_UP_S,
             )
         )
-        Node(connection, Agent(home, client, ledger)).serve()
+        fleet = stack.enter_context(fleet_client(home, keys, roots))
+        Node(connection, fleet, Agent(home, client, ledger)).serve()
 
 
 def main() -> None:

@@ -4,13 +4,14 @@ import asyncio
 import base64
 import datetime
 import secrets
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from federation.flower import calls, superlink
+from federation.flower import calls, carried, superlink
 from federation.flower.quiet import keep_quiet
 from storage.signing import public_pem
 
@@ -137,3 +138,108 @@ def test_every_frequent_call_of_both_apis_has_a_short_way(application: calls.Cal
     assert found == {f"/v1/{api}/{call}" for api in ("fleet", "runtime") for call in shared} | {
         BEAT, NODES, "/v1/runtime/send-task-heartbeat"
     }  # fmt: skip
+
+
+# --- objects that travel with their message -----------------------------------------------------------------
+
+
+@pytest.fixture
+def task(application: calls.Calls, node: int) -> tuple[int, str]:
+    """A run that is under way, and its task's token."""
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+    from flwr.superlink.servicer.runtime import runtime_handlers
+
+    state = application._app.state.linkstate_factory.state()
+    run_id = state.create_run(None, None, "f" * 64, {}, NOOP_FEDERATION_ID, None, "aid", TaskType.SERVER_APP)
+    taken = runtime_handlers.acquire_task(
+        AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]), state
+    )
+    assert taken.task.run_id == run_id and state.activate_task(taken.task.task_id)
+    return run_id, taken.token
+
+
+def order(run_id: int, node: int, text: str) -> tuple[Any, Any, dict[str, bytes]]:
+    from flwr.app import ConfigRecord, Metadata, RecordDict
+    from flwr.app.message import make_message
+
+    about = Metadata(run_id, "", 1, node, "", "", time.time(), 3600.0, "train")
+    return carried.take_apart(make_message(about, RecordDict({"fedhub": ConfigRecord({"json": text})})))
+
+
+def call(application: calls.Calls, name: str, request: Any, form: Any, token: str | None = None) -> Any:
+    """One call of a task (with its token) or of the node, as an answer of flwr's."""
+    who = signed() if token is None else [(b"flwr-task-token", token.encode())]
+    path = f"/v1/{'fleet' if token is None else 'runtime'}/{name}"
+    status, _, body = ask(application, path, request.SerializeToString(), [PROTOBUF, *who])
+    assert status == 200, body
+    return form.FromString(body)
+
+
+def push(application: calls.Calls, run_id: int, token: str, node: int, text: str, sent: int) -> Any:
+    """Push an order with its first ``sent`` objects: SuperLink's answer, and all objects."""
+    from flwr.proto.runtime_pb2 import PushAppMessagesRequest, PushAppMessagesResponse
+
+    bare, tree, objects = order(run_id, node, text)
+    request = PushAppMessagesRequest(messages_list=[bare], message_object_trees=[tree])
+    carried.add(request, dict(list(objects.items())[:sent]))
+    return call(application, "push-messages", request, PushAppMessagesResponse, token), objects
+
+
+def pull(application: calls.Calls, node: int, *, wants: bool) -> Any:
+    from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+    from flwr.proto.node_pb2 import Node
+
+    request = PullMessagesRequest(node=Node(node_id=node))
+    return call(
+        application, "pull-messages", carried.want(request) if wants else request, PullMessagesResponse
+    )
+
+
+def is_kept(application: calls.Calls, name: str) -> bool:
+    return application._app.state.linkstate_factory.state().object_store.get(name) is not None
+
+
+def test_a_message_and_its_objects_go_both_ways_in_one_call_each(
+    application: calls.Calls, node: int, task: tuple[int, str]
+) -> None:
+    answer, objects = push(application, *task, node, "do this", 3)
+    assert len(objects) == 3 and list(answer.objects_to_push) == [] and answer.message_ids[0]
+    found = pull(application, node, wants=True)
+    assert carried.objects_of(found) == objects
+    message = carried.put_together(found.message_object_trees[0], dict(objects))
+    assert message.content["fedhub"]["json"] == "do this"
+    assert not any(is_kept(application, name) for name in objects)
+
+
+def test_flwrs_own_node_sees_nothing_of_it_and_asks_for_each_object(
+    application: calls.Calls, node: int, task: tuple[int, str]
+) -> None:
+    from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
+    from flwr.proto.node_pb2 import Node
+
+    _, objects = push(application, *task, node, "do that", 3)
+    found = pull(application, node, wants=False)
+    assert len(found.messages_list) == 1 and carried.objects_of(found) == {}
+    for name, content in objects.items():
+        asked = PullObjectRequest(node=Node(node_id=node), run_id=task[0], object_id=name)
+        assert call(application, "pull-object", asked, PullObjectResponse).object_content == content
+
+
+def test_what_did_not_travel_is_named_and_a_message_without_it_is_not_delivered_whole(
+    application: calls.Calls, node: int, task: tuple[int, str]
+) -> None:
+    answer, objects = push(application, *task, node, "half of it", 1)
+    assert set(answer.objects_to_push) == set(list(objects)[1:])
+    found = pull(application, node, wants=True)
+    assert len(found.messages_list) == 1 and carried.objects_of(found) == {}
+    assert all(is_kept(application, name) for name in objects)
+
+
+def test_a_large_message_is_pulled_object_by_object(
+    application: calls.Calls, node: int, task: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, objects = push(application, *task, node, "much", 3)
+    monkeypatch.setattr(carried, "LARGEST_BYTES", 10)
+    assert carried.objects_of(pull(application, node, wants=True)) == {}
+    assert all(is_kept(application, name) for name in objects)

@@ -92,10 +92,6 @@ def parameters(function: Any) -> set[str]:
             {"object_ids", "pull_object_fn", "initial_backoff", "backoff_cap"},
         ),
         (
-            "flwr.supercore.inflatable.inflatable_utils.push_objects",
-            {"objects", "push_object_fn", "object_ids_to_push"},
-        ),
-        (
             "flwr.superlink.runtime.run_serverapp",
             {
                 "runtime_api_address",
@@ -158,7 +154,11 @@ def test_flwrs_functions_behind_the_frequent_calls_ask_for_nothing_that_we_do_no
 
 def test_grid_nodes_messages_and_state_have_the_members_that_we_use() -> None:
     grid = find("flwr.superlink.grid.HttpGrid")
-    assert {"push_messages", "pull_messages", "get_nodes"} <= set(dir(grid))
+    assert {"get_nodes", "run", "_runtime_client"} <= set(dir(grid))
+    runtime = find("flwr.supercore.runtime.RuntimeHttpClient")
+    assert {"PushMessages", "PullMessages", "PushObject", "PullObject", "ConfirmMessageReceived"} <= set(
+        dir(runtime)
+    )
     node = find("flwr.proto.node_pb2.NodeInfo")
     assert {"node_id", "status", "name", "public_key", "last_activated_at"} <= set(
         node.DESCRIPTOR.fields_by_name
@@ -167,16 +167,11 @@ def test_grid_nodes_messages_and_state_have_the_members_that_we_use() -> None:
     assert {"get_run_info", "activate_task", "finish_task"} <= set(dir(state))
     metadata = find("flwr.app.Metadata")
     assert "reply_to_message_id" in dir(metadata)
-    assert "DeactivateNode" in dir(find("flwr.supernode.fleet_http_client.FleetHttpClient"))
+    fleet = find("flwr.supernode.fleet_http_client.FleetHttpClient")
+    assert {"DeactivateNode", "PullMessages", "PushMessages"} <= set(dir(fleet))
     control = find("flwr.supercore.control.control_http_client.ControlHttpClient")
     calls = {"StartRun", "StopRun", "ListRuns", "StreamLogs", "RegisterNode", "UnregisterNode", "ListNodes"}
     assert calls <= set(dir(control))
-
-
-def test_the_serverapp_process_takes_pull_objects_from_where_we_replace_it() -> None:
-    grid = importlib.import_module("flwr.superlink.grid.http_grid")
-    assert "pull_objects" in vars(grid)
-    assert "pull_objects(" in inspect.getsource(grid.HttpGrid.pull_messages)
 
 
 def test_flwr_reads_the_variables_that_keep_it_quiet() -> None:
