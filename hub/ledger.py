@@ -25,6 +25,7 @@ from sqlmodel import Session, col, select, update
 
 from hub.database import Database
 from hub.errors import not_found
+from hub.glances import Glance, session_of
 from hub.tables import InstitutionRow, LogHeadRow, LogSequenceRow, RingRow, StatementRow
 from storage.admission import check_admission
 from storage.blobs import BlobStore
@@ -113,18 +114,22 @@ class Ledger:
     # --- evidence -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def evidence(self, session: Session, *, rows: int | None = None) -> Iterator[Evidence]:
+    def evidence(self, source: Session | Glance, *, rows: int | None = None) -> Iterator[Evidence]:
         """All that the log says, as this transaction sees it; other threads wait meanwhile.
 
         Args:
-            rows: how many statements the caller has just read that the log has, in a session that adds none;
+            rows: how many statements the caller has just read that the log has, where it adds none itself;
                 then nothing is asked of the database when they are known here.
         """
+        if rows is not None and rows <= self._seen:
+            with self._lock:
+                yield self._evidence
+            return
+        session = session_of(source)
         own: list[Entry] = session.info.get(OWN, [])
         session.connection()  # the database's lock first: who holds it may be waiting for ours
         with self._lock:
-            if own or rows is None or rows > self._seen:
-                self._catch_up(session, own[0].index if own else None)
+            self._catch_up(session, own[0].index if own else None)
             if not own:
                 yield self._evidence
                 return

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hub.database import Database
 
-READS_SQLITE, READS_POSTGRESQL = 1, 6  # threads
+READS_SQLITE, READS_POSTGRESQL = 1, 3  # threads
 _T = TypeVar("_T")
 _Work = tuple[asyncio.Future[Any], Callable[[], Any]]
 

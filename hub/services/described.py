@@ -16,7 +16,7 @@ from sqlmodel import Session, SQLModel
 
 from federation import wire
 from hub.context import Hub
-from hub.glances import Glance, ask, session_of
+from hub.glances import Glance, ask
 from hub.services import releases
 from hub.services.lookup import LOG_ROWS
 from storage.encoding import format_time
@@ -74,7 +74,7 @@ def model_text(hub: Hub, source: Session | Glance, name: str, rows: Sequence[Any
     """One model as JSON, from the rows of ``one``."""
     versions = [row for row in rows if row.version is not None]
     tags = ask(source, TAGS_OF_ONE, {"name": name})
-    texts = _version_texts(hub, session_of(source), versions, tags, log_rows=rows[0].log_rows)
+    texts = _version_texts(hub, source, versions, tags, log_rows=rows[0].log_rows)
     return _model_text(name, rows[0].owner, rows[0].visibility, texts.get(name, []))
 
 
@@ -109,13 +109,18 @@ def _model_text(name: str, owner: str, visibility: str, versions: Sequence[str])
 
 
 def _version_texts(
-    hub: Hub, session: Session, rows: Sequence[Any], tags: Sequence[Any], *, log_rows: int | None = None
+    hub: Hub,
+    source: Session | Glance,
+    rows: Sequence[Any],
+    tags: Sequence[Any],
+    *,
+    log_rows: int | None = None,
 ) -> dict[str, list[str]]:
     """The versions of each model as JSON, in the order of the rows."""
     tagged: dict[tuple[str, int], list[str]] = defaultdict(list)
     for each in tags:
         tagged[each.name, each.version].append(each.tag)
-    released = releases.released(hub, session, rows, log_rows=log_rows)
+    released = releases.released(hub, source, rows, log_rows=log_rows)
     texts: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         key = row.name, row.version

@@ -20,6 +20,7 @@ from federation.wire import Pull, PullFile, PullRequest
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import not_found
+from hub.glances import Glance
 from hub.services import statements
 from hub.tables import (
     BlobRow,
@@ -73,7 +74,7 @@ class Use:
 
 def decide_use(
     hub: Hub,
-    session: Session,
+    source: Session | Glance,
     use: Use,
     institution: str | None,
     duo: Sequence[str] = (),
@@ -84,7 +85,7 @@ def decide_use(
     if use.owner == institution:
         return None
     try:
-        with hub.ledger.evidence(session, rows=log_rows) as evidence:
+        with hub.ledger.evidence(source, rows=log_rows) as evidence:
             if use.visibility == "public":
                 valid_versions(evidence, use.asset_id)
                 return None

@@ -11,6 +11,7 @@ from sqlmodel import Session, col, select
 from federation import wire
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
+from hub.glances import Glance
 from hub.tables import ModelRow, StatementRow, VersionRow
 from storage.consents import participants
 from storage.encoding import format_time
@@ -35,7 +36,7 @@ class Signed(Protocol):
 
 
 def released(
-    hub: Hub, session: Session, rows: Iterable[Signed], *, log_rows: int | None = None
+    hub: Hub, source: Session | Glance, rows: Iterable[Signed], *, log_rows: int | None = None
 ) -> dict[tuple[str, int], Entry]:
     """Of these versions, those with a standing release statement: (name, version) -> the statement.
 
@@ -43,7 +44,7 @@ def released(
         log_rows: as ``Ledger.evidence`` takes it.
     """
     found = {}
-    with hub.ledger.evidence(session, rows=log_rows) as evidence:
+    with hub.ledger.evidence(source, rows=log_rows) as evidence:
         for row in rows:
             asset = evidence.get(row.statement)
             release = None if asset is None else release_of(evidence, asset)

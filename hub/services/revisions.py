@@ -377,7 +377,7 @@ def readable(
         return None
     use = Use(repo.owner, repo.visibility, repo.name, row.version, row.asset_id)
     try:
-        return decide_use(hub, session_of(source), use, actor.institution, log_rows=log_rows)
+        return decide_use(hub, source, use, actor.institution, log_rows=log_rows)
     except Refused as error:
         raise Refused("E_GATED", f"{error.message} ({error.code})", error.hint) from error
 

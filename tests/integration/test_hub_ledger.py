@@ -158,6 +158,22 @@ def test_replicas_follow_each_other(hub: HubInProcess, lab: Home) -> None:
         assert evidence.size == len(indexes(hub.hub.database))
 
 
+def test_a_glance_asks_the_database_for_statements_only_when_there_are_some_it_does_not_know(
+    hub: HubInProcess, lab: Home
+) -> None:
+    """What another replica has logged is seen by whoever has read how much there is, and by nobody else."""
+    database = hub.hub.database
+    replica = Ledger(database, hub.hub.store, hub.hub.keys.log, hub.operator.institution)
+    with database.session_scope(write=False) as session, replica.evidence(session) as evidence:
+        known = evidence.size
+    add(hub.hub.ledger, database, dataset(lab, "rows"))
+    with database.glance() as glance:
+        with replica.evidence(glance, rows=known) as evidence:
+            assert evidence.size == known
+        with replica.evidence(glance, rows=known + 1) as evidence:
+            assert evidence.size == known + 1
+
+
 def test_a_refused_statement_uses_no_index(hub: HubInProcess, lab: Home) -> None:
     before = indexes(hub.hub.database)
     stranger = hub.new_home("stranger.example", "lab")

@@ -17,7 +17,7 @@ from hub.api.auth import CurrentActor, HubHere, ReadSession
 from hub.api.huggingface.refusals import header_text
 from hub.context import Hub
 from hub.errors import bad_field
-from hub.glances import Glance, session_of
+from hub.glances import Glance
 from hub.services import revisions
 from hub.services.commits import Commit
 from hub.services.revisions import Kind, Repo
@@ -105,7 +105,7 @@ def warn_about(
     if row.statement is None and row.asset_id is not None:
         warn(response, "unsigned", f"{repo.name} at {row.id[:12]} is a draft: nobody has signed it")
     if grant is not None:
-        with hub.ledger.evidence(session_of(source)) as evidence:
+        with hub.ledger.evidence(source) as evidence:
             found = evidence.get(grant)
         if found is not None:
             left_s = parse_time(found.says["expires"]) - hub.ledger.now()
