@@ -15,8 +15,9 @@ import federation.transfer
 import storage.manifests
 from federation.partials import Partial
 from federation.transfer import fetch, send_file
-from storage.blobs import MemoryStore, Order
+from storage.blobs import Order
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
+from tests.memory_store import MemoryStore
 from tests.servers import StoreHub, StoreMaker, running_store, store_names
 
 PART = 5 << 20  # S3 refuses smaller parts but the last

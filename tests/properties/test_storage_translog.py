@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.blobs import MemoryStore
 from storage.checkpoint import Checkpoint, LogKey
 from storage.merkle import check_consistency, check_inclusion, leaf_hash, root_of
 from storage.translog import check_start, consistency_proof, inclusion_proof, publish, read_entries
+from tests.memory_store import MemoryStore
 
 KEY = LogKey.generate("hub.example")
 ENTRIES = [b"entry %d" % i for i in range(2_000)]

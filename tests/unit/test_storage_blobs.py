@@ -4,9 +4,10 @@ import hashlib
 
 import pytest
 
-from storage.blobs import MemoryStore, Order, is_key
+from storage.blobs import Order, is_key
 from storage.encoding import parse_time
 from storage.errors import Misuse, Refused, Unchecked
+from tests.memory_store import MemoryStore
 
 DATA = b"0123456789" * 100
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from storage.blobs import MemoryStore
 from storage.checkpoint import (
     Checkpoint,
     LogKey,
@@ -30,6 +29,7 @@ from storage.translog import (
     stored_head,
     tile_key,
 )
+from tests.memory_store import MemoryStore
 
 ORIGIN = "hub.example"
 KEY = LogKey.generate(ORIGIN)
