@@ -1,9 +1,10 @@
 """What a file's own bytes say it is, and whether a model may hold it.
 
 Loading a pickle runs whatever program its author put in, so files that hold one are refused by content and
-never by name: a pickle renamed ``weights.safetensors`` is still a pickle. The look takes a few ranged reads
-of the stored file: its head, the directory of an archive, the first bytes of each member. Nothing is
-unpickled, extracted or kept.
+never by name: a pickle renamed ``weights.safetensors`` is still a pickle, and so is one that lies behind a
+sound safetensors header. The look takes a few ranged reads of the stored file: its head, the places where a
+mark may stand, the directory of an archive, the first bytes of each member. Nothing is unpickled, extracted
+or kept.
 
 Read ``check_content`` first. What this does not do: judge text files (a ``.py`` beside a model runs only
 where a person asks for it) or look beyond the first bytes of compressed members."""
@@ -43,6 +44,7 @@ TO_SAFETENSORS = (
 TO_NUMBERS = "Write numeric arrays only, with numpy.save(..., allow_pickle=False), or safetensors."
 UNWRAP = "Push the files themselves, uncompressed."
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
 _RUNS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"}
 
 
@@ -56,12 +58,11 @@ def check_content(name: str, size: int, read: Reader) -> str:
     Raises:
         Refused: ``E_UNSAFE_FORMAT`` (status 422), naming the file, what was found and how to convert it.
     """
+    found = _look(name, size, read, depth=0)
     if name.lower().endswith(".safetensors"):
-        head = read(0, min(size, HEAD_BYTES))
-        _refuse_pickle(name, head, size)
         check_safetensors(name, size, read)
         return "safetensors"
-    return _look(name, size, read, depth=0)
+    return found
 
 
 def check_safetensors(name: str, size: int, read: Reader) -> None:
@@ -132,7 +133,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _look(name: str, size: int, read: Reader, depth: int) -> str:
     head = read(0, min(size, HEAD_BYTES))
     _refuse_pickle(name, head, size)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if _is_hdf5(head, size, read):
         raise _refused(name, "an HDF5 file can carry Python code (Keras Lambda layers)", TO_SAFETENSORS)
     if head.startswith(b"\x93NUMPY"):
         _refuse_object_array(name, head)
@@ -140,7 +141,7 @@ def _look(name: str, size: int, read: Reader, depth: int) -> str:
     if _is_zip(head, size, read):
         _look_into(name, _zip_members(name, size, read), depth)
         return "archive"
-    if head[257:262] == b"ustar":
+    if _is_tar(head):
         _look_into(name, _tar_members(name, size, read), depth)
         return "archive"
     inside = _decompressed(name, head)
@@ -230,6 +231,31 @@ def _holds_objects(described: Any) -> bool:
         if described and isinstance(described, tuple) and len(described) in (2, 3):
             return _holds_objects(described[1])
         return any(_holds_objects(field) for field in described)
+    return True
+
+
+def _is_hdf5(head: bytes, size: int, read: Reader) -> bool:
+    """Whether the mark stands where readers look for it: at 0, 512, 1024, 2048, … bytes.
+
+    Source: HDF5 file format specification 3.0, section II.A.
+    """
+    at = 0
+    while at + len(HDF5) <= size:
+        mark = head[at : at + len(HDF5)] if at + len(HDF5) <= len(head) else read(at, len(HDF5))
+        if mark == HDF5:
+            return True
+        at = max(512, 2 * at)
+    return False
+
+
+def _is_tar(head: bytes) -> bool:
+    """By its mark, or as readers know the oldest form, which has none: by the sum over its header."""
+    if head[257:262] == b"ustar":
+        return True
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return False
     return True
 
 

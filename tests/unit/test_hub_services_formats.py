@@ -101,8 +101,30 @@ def test_old_torch_tar_is_refused() -> None:
     assert "pickle" in reason("m.tar", tarred("pickle", pickle.dumps(Calls()))).message
 
 
+def test_tar_of_the_oldest_form_is_looked_into() -> None:
+    """It has no mark: a reader, torch's too, knows it by the sum over its header."""
+    data = bytearray(tarred("pickle", pickle.dumps(Calls())))
+    data[257:265] = bytes(8)
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        assert archive.getnames() == ["pickle"]
+    assert "pickle" in reason("m.tar", bytes(data)).message
+
+
 def test_archive_behind_other_bytes_is_looked_into() -> None:
     assert "pickle" in reason("m.bin", b"#!/bin/sh\n" + zipped(data=pickle.dumps(Calls()))).message
+
+
+def test_archive_behind_a_sound_safetensors_header_is_looked_into() -> None:
+    """Its bytes are the last tensor's, and whoever finds archives by their end opens it."""
+    hidden = zipped(data=pickle.dumps(Calls()))
+    data = safetensors(
+        {"w": {"dtype": "U8", "shape": [len(hidden)], "data_offsets": [0, len(hidden)]}}, hidden
+    )
+    assert zipfile.is_zipfile(io.BytesIO(data))
+    for name in ("model.safetensors", "model.bin"):
+        assert "pickle" in reason(name, data).message
 
 
 def test_archives_nested_too_deep_are_refused() -> None:
@@ -146,6 +168,19 @@ def test_npz_with_an_object_array_is_refused_and_plain_npz_is_not() -> None:
 
 def test_hdf5_is_refused() -> None:
     assert "HDF5" in reason("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)).message
+
+
+@pytest.mark.parametrize("before", [512, 1024, HEAD_BYTES, HEAD_BYTES * 4])
+def test_hdf5_behind_a_block_of_the_users_own_is_refused(before: int) -> None:
+    """Its readers look for the mark at 512, 1024, 2048, … bytes, whatever stands before."""
+    data = b"#" * before + b"\x89HDF\r\n\x1a\n" + bytes(100)
+    assert "HDF5" in reason("weights.bin", data).message
+    entry = {"dtype": "U8", "shape": [], "data_offsets": [0, 0]}
+    header = json.dumps({"w": entry | {"shape": [2 * before], "data_offsets": [0, 2 * before]}}).encode()
+    padded = header.ljust(before - 8)  # so that the tensor begins at this very place
+    sound = len(padded).to_bytes(8, "little") + padded + data[before:].ljust(2 * before, b"\0")
+    check_safetensors("a", len(sound), lambda offset, length: sound[offset : offset + length])
+    assert "HDF5" in reason("model.safetensors", sound).message
 
 
 @pytest.mark.parametrize(
