@@ -8,7 +8,7 @@ that holds them, and files that run code when they are loaded are refused by con
 Read ``create``, ``preupload``, ``commit``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, delete, select
@@ -19,7 +19,7 @@ from hub.context import Hub
 from hub.errors import conflict
 from hub.services import registry
 from hub.services.keeping import hold, manifest_key
-from hub.services.plain_uploads import keep, usable_blobs
+from hub.services.plain_uploads import keep
 from hub.services.remembering import forget_repository, keep_visibility
 from hub.services.repo_files import file_oids, is_reserved
 from hub.services.revisions import (
@@ -36,7 +36,7 @@ from hub.services.revisions import (
     repo_not_found,
     versions,
 )
-from hub.services.uploads import uploader_of
+from hub.services.uploads import may_use, uploader_of
 from hub.tables import (
     BlobRow,
     BranchRow,
@@ -234,11 +234,12 @@ def commit(hub: Hub, actor: Actor, repo: Repo, branch: str, changes: Changes) ->
         after = _apply(repo, at, before, changes, blobs)
         if after == before:
             return at
-        manifest = _manifest(hub, repo, after)
+        manifest, looked_at = _manifest(hub, repo, after), dict[str, str]()
         if manifest is not None:
-            _look_at(hub, [entry for entry in manifest.files if entry.sha256 in blobs])
+            put = [entry for entry in manifest.files if entry.sha256 in blobs]
+            looked_at = registry.check_formats(hub, put, blobs)
             hub.store.put(manifest_key(manifest.asset_id), manifest.raw)
-        made = _advance(hub, actor, repo, branch, at, manifest, changes)
+        made = _advance(hub, actor, repo, branch, at, manifest, changes, looked_at)
         if made is not None:
             return made
     raise Refused("E_STALE", f"{repo.name}: {branch} moves faster than this commit", status=412)
@@ -247,10 +248,13 @@ def commit(hub: Hub, actor: Actor, repo: Repo, branch: str, changes: Changes) ->
 def _blobs(hub: Hub, actor: Actor, changes: Changes) -> dict[str, BlobRow]:
     """The blobs that are put, each the actor's to use; reading counts as having them from now on."""
     wanted = changes.digests
-    found: dict[str, BlobRow] = {}
     with hub.database.session_scope() as session:
-        sizes = usable_blobs(hub, session, actor, list(wanted))
-        missing = [sha256 for sha256, size in wanted.items() if sizes.get(sha256) != size]
+        usable = may_use(hub, session, actor, wanted)
+        rows = (
+            (sha256, session.get(BlobRow, sha256)) for sha256 in usable
+        )  # one may be swept at this moment
+        found = {sha256: row for sha256, row in rows if row is not None and row.size == wanted[sha256]}
+        missing = wanted.keys() - found.keys()
         if missing:
             paths = [path for kind, path, sha256, _ in changes.operations if sha256 in missing][:5]
             raise Refused(
@@ -265,8 +269,6 @@ def _blobs(hub: Hub, actor: Actor, changes: Changes) -> dict[str, BlobRow]:
             col(UploadRow.sha256).in_(list(wanted)),
         )
         owned = set(session.exec(mine))
-        for sha256 in wanted:
-            found[sha256] = session.get_one(BlobRow, sha256)
     for sha256, blob in found.items():
         if sha256 not in owned:
             keep(hub, uploader_of(actor), sha256, blob.size, blob.parts, blob.key)
@@ -315,18 +317,6 @@ def _manifest(hub: Hub, repo: Repo, files: Mapping[str, FileEntry]) -> Manifest 
     return compose_manifest(repo.name, files.values()) if files else None
 
 
-def _look_at(hub: Hub, entries: Iterable[FileEntry]) -> None:
-    """Refuse files that run code when they are loaded; each is looked at once."""
-    with hub.database.session_scope(write=False) as session:
-        entries = list(entries)
-        blobs = {entry.sha256: session.get_one(BlobRow, entry.sha256) for entry in entries}
-    looked_at = registry.check_formats(hub, entries, blobs)
-    if looked_at:
-        with hub.database.session_scope() as session:
-            for sha256, content in looked_at.items():
-                session.get_one(BlobRow, sha256).content = content
-
-
 def _advance(
     hub: Hub,
     actor: Actor,
@@ -335,12 +325,15 @@ def _advance(
     at: RevisionRow,
     manifest: Manifest | None,
     changes: Changes,
+    looked_at: Mapping[str, str],
 ) -> RevisionRow | None:
     """Move the branch if it is still where the changes were made; None: it has moved."""
     asset_id = None if manifest is None else manifest.asset_id
     with hub.database.session_scope() as session:
         if manifest is not None:
             hold(hub, session, manifest)
+        for sha256, content in looked_at.items():  # each file is looked at once
+            session.get_one(BlobRow, sha256).content = content
         row = branch_row(session, repo, branch, lock=True)
         if row.revision != at.id:
             return None

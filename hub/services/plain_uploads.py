@@ -276,12 +276,10 @@ def keep_small(hub: Hub, actor: Actor, data: bytes) -> tuple[str, int]:
     with hub.database.session_scope(write=False) as session:
         if usable_blobs(hub, session, actor, [sha256]).get(sha256) == len(data):
             return sha256, len(data)
-        there = session.get(BlobRow, sha256)
         check_quota(hub, session, uploader_of(actor), len(data))
     upload_id = secrets.token_hex(16)
-    key = blob_key(sha256, upload_id) if there is None else there.key
-    if there is None:
-        hub.store.put(key, data)
+    key = blob_key(sha256, upload_id)
+    hub.store.put(key, data)  # also where another has the same bytes: theirs may be swept at this moment
     keep(hub, uploader_of(actor), sha256, len(data), None, key, upload_id=upload_id)
     return sha256, len(data)
 

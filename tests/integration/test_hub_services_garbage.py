@@ -3,22 +3,24 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 
 from federation.publishing import push_version
 from hub.background import Housekeeper
-from hub.services import garbage, keeping
+from hub.services import garbage, keeping, plain_uploads
 from hub.services.garbage import Swept, sweep
 from hub.tables import BlobRow, ModelRow, RevisionRow, UploadRow, VersionFileRow
 from storage.errors import FedhubError, Refused
 from storage.manifests import PART_BYTES
-from tests.alliances import MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
+from tests.alliances import LABS, MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
 from tests.databases import DATABASES
+from tests.stock_http import Stock
 
 YEAR = 365 * 86_400
 
@@ -74,6 +76,23 @@ def test_what_was_swept_cannot_be_published(
     made = alliance.push({"model.safetensors": weights(5)}, f"{OWNER}/late")
     sweep(alliance.hub, now=later(alliance))
     assert whole(alliance, made.asset_id)
+
+
+def test_small_file_of_anothers_that_is_swept_as_it_is_committed_is_there(
+    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, stock, repo = plain_uploads.keep, Stock.of(alliance, LABS[0]), f"{LABS[0]}/d"
+
+    def sweep_first(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(plain_uploads, "keep", keep)
+        garbage.sweep_blobs(alliance.hub, Swept(), later(alliance))
+        keep(*arguments, **options)
+
+    send(alliance, b"common")
+    stock.create(repo)
+    monkeypatch.setattr(plain_uploads, "keep", sweep_first)
+    assert stock.commit(repo, {"note.txt": b"common"}).status_code == 200
+    assert stock.resolve(repo, "main", "note.txt").content == b"common"
 
 
 def whole(alliance: AllianceInProcess, asset_id: str) -> bool:
@@ -174,39 +193,16 @@ def test_the_hub_sweeps_by_itself_but_not_at_its_start(alliance: AllianceInProce
     assert len(swept) == 2
 
 
-def test_pushes_and_sweeps_at_the_same_time_never_lose_a_byte(
-    alliance: AllianceInProcess, tmp_path: Path
-) -> None:
-    """The harshest case: the sweeps know no grace for rows, so that only the locks keep what pushes lean on.
+Pusher = Callable[[int, Random], Iterator[str]]
 
-    Pushes share files and go back to earlier ones. A push may be told that its bytes were dropped; it may never
-    succeed and lack one.
-    """
+
+def pushes_and_sweeps(alliance: AllianceInProcess, push: Pusher) -> set[str]:
+    """What three pushers made while two sweepers knew no grace for rows, so that only locks keep what pushes lean on."""
     stop, made, failures = threading.Event(), list[str](), list[BaseException]()
-    shared = [weights(float(n)) for n in range(4)]
-
-    def push(worker: int) -> None:
-        random = Random(worker)
-        home, folder = alliance.homes[OWNER], tmp_path / f"w{worker}"
-        with alliance.as_(OWNER) as client:
-            for step in range(4):
-                target = folder / str(step)
-                target.mkdir(parents=True)
-                (target / "model.safetensors").write_bytes(random.choice(shared))
-                (target / "note.txt").write_text(f"{random.randrange(3)}")
-                for _ in range(30):
-                    try:
-                        version = push_version(home, client, target, f"{OWNER}/m{worker}")
-                    except FedhubError as error:
-                        if error.code not in ("E_BLOB_MISSING", "E_STORE_UNREACHABLE", "E_NOT_FOUND"):
-                            raise
-                        continue
-                    made.append(version.asset_id)
-                    break
 
     def run(worker: int) -> None:
         try:
-            push(worker)
+            made.extend(push(worker, Random(worker)))
         except BaseException as error:
             failures.append(error)
 
@@ -231,4 +227,61 @@ def test_pushes_and_sweeps_at_the_same_time_never_lose_a_byte(
     for thread in sweepers:
         thread.join()
     assert not failures, failures
-    assert made and all(whole(alliance, asset_id) for asset_id in set(made))
+    assert made
+    return set(made)
+
+
+SHARED = [weights(float(number)) for number in range(4)]
+
+
+def test_pushes_and_sweeps_at_the_same_time_never_lose_a_byte(
+    alliance: AllianceInProcess, tmp_path: Path
+) -> None:
+    """Pushes share files and go back to earlier ones. A push may be told that its bytes were dropped; it may
+    never succeed and lack one.
+    """
+
+    def push(worker: int, random: Random) -> Iterator[str]:
+        home, folder = alliance.homes[OWNER], tmp_path / f"w{worker}"
+        with alliance.as_(OWNER) as client:
+            for step in range(4):
+                target = folder / str(step)
+                target.mkdir(parents=True)
+                (target / "model.safetensors").write_bytes(random.choice(SHARED))
+                (target / "note.txt").write_text(f"{random.randrange(3)}")
+                for _ in range(30):
+                    try:
+                        version = push_version(home, client, target, f"{OWNER}/m{worker}")
+                    except FedhubError as error:
+                        if error.code not in ("E_BLOB_MISSING", "E_STORE_UNREACHABLE", "E_NOT_FOUND"):
+                            raise
+                        continue
+                    yield version.asset_id
+                    break
+
+    assert all(whole(alliance, asset_id) for asset_id in pushes_and_sweeps(alliance, push))
+
+
+def test_commits_of_stock_clients_and_sweeps_at_the_same_time_never_lose_a_byte(
+    alliance: AllianceInProcess,
+) -> None:
+    """The same for drafts: bytes by LFS and within the commit."""
+
+    def push(worker: int, random: Random) -> Iterator[str]:
+        name = (OWNER, *LABS)[worker]
+        stock, repo = Stock.of(alliance, name), f"{name}/d"
+        assert stock.create(repo).status_code == 200
+        for _ in range(5):
+            for _ in range(30):
+                large = stock.upload(repo, random.choice(SHARED))
+                note = f"{worker} {random.randrange(3)}".encode()
+                answer = stock.commit(repo, {"note.txt": note}, large={"model.safetensors": large})
+                if answer.status_code == 200:
+                    yield answer.json()["commitOid"]
+                    break
+                assert answer.json()["code"] == "E_BLOB_MISSING", answer.text
+
+    commits = pushes_and_sweeps(alliance, push)
+    with alliance.hub.database.session_scope(write=False) as session:
+        made = session.exec(select(RevisionRow.asset_id).where(col(RevisionRow.id).in_(commits))).all()
+    assert len(made) == len(commits) and all(whole(alliance, str(asset_id)) for asset_id in made)
