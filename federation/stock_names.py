@@ -1,4 +1,6 @@
-"""By which names stock Hugging Face clients know a file: the hub answers with them, a pull fills their cache.
+"""By which names stock Hugging Face clients know a file, and how large one may be.
+
+The hub answers with these names, and a pull fills the clients' cache by them.
 
 A file is *large* by its name and size alone, so that every answer about it agrees: large ones are named by
 their SHA-256, small ones by git's blob SHA-1.
@@ -7,6 +9,7 @@ their SHA-256, small ones by git's blob SHA-1.
 import hashlib
 
 SMALL_BYTES = 1 << 20  # a larger file is always a large one
+LARGEST_BYTES = 50_000_000_000  # they refuse to download more by plain HTTP
 LARGE_ENDINGS = (
     ".arrow", ".bin", ".ftz", ".gguf", ".h5", ".model", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".pb",
     ".parquet", ".pt", ".pth", ".safetensors", ".tflite",

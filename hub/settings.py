@@ -166,7 +166,12 @@ class Settings(BaseSettings):
     attachment_limit: int = _setting(
         1 << 20, "Largest file that travels with a statement (Croissant, recipe, config).", "bytes", ge=1024
     )
-    upload_limit: int = _setting(1 << 40, "Largest file that may be uploaded.", "bytes", ge=1 << 20)
+    upload_limit: int = _setting(
+        1 << 40,
+        "Largest file that may be uploaded. Files of models and data sets: never over 50 GB.",
+        "bytes",
+        ge=1 << 20,
+    )
     plain_part_bytes: int = _setting(
         32 << 20,
         "Largest part in which stock Hugging Face clients send a file to the store.",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from sqlmodel import Session, col, func, select
 
 from federation.small_files import SMALL_BYTES
+from federation.stock_names import LARGEST_BYTES
 from federation.wire import SmallFiles
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
@@ -32,7 +33,6 @@ from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
 from storage.manifests import PART_BYTES
 
-LARGEST_BYTES = 50_000_000_000  # stock clients refuse to download more by plain HTTP
 PARTS_MOST = 10_000  # of one S3 upload
 BATCH_MOST = 1000
 WRITERS = 8  # to the store at once, for one request of small files

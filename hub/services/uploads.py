@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
 
+from federation.stock_names import LARGEST_BYTES
 from federation.wire import Upload, UploadOrder, UploadRequest
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
@@ -88,11 +89,12 @@ def _settle_as_there(hub: Hub, upload_id: str) -> UploadRow | None:
 
 
 def _check_announced(hub: Hub, request: UploadRequest) -> None:
-    limit = hub.settings.upload_limit
+    limit, hint = hub.settings.upload_limit, ""
+    if request.plan is None and limit > LARGEST_BYTES:  # whatever goes up so, any client may want to download
+        limit, hint = LARGEST_BYTES, "Save it as shards of 5 GB: stock Hugging Face clients download no more."
     if request.size > limit:
-        raise Refused(
-            "E_LIMIT", f"size: at most {limit} bytes, found {request.size}", status=413, field="size"
-        )
+        rule = f"size: at most {limit} bytes, found {request.size}"
+        raise Refused("E_LIMIT", rule, hint, status=413, field="size")
     if request.parts is None:
         if request.size > ORDER_BYTES:
             raise bad_field("parts", f"more than {ORDER_BYTES} bytes go in parts of 32 MiB, found none")

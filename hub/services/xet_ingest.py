@@ -17,9 +17,10 @@ from typing import Any
 import jwt
 from sqlmodel import Session, col, func, select
 
+from federation.stock_names import LARGEST_BYTES
 from hub.access import Actor
 from hub.context import Hub
-from hub.services.plain_uploads import LARGEST_BYTES, PartHasher, blob_key, keep, usable_blobs
+from hub.services.plain_uploads import PartHasher, blob_key, keep, usable_blobs
 from hub.services.quotas import check_quota
 from hub.services.revisions import Repo, check_writer
 from hub.services.uploads import uploader_of

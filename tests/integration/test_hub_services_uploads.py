@@ -10,6 +10,7 @@ import pytest
 from sqlmodel import select
 
 from federation.client import HubClient
+from federation.stock_names import LARGEST_BYTES
 from federation.transfer import send_file
 from hub.background import Housekeeper
 from hub.services import uploads
@@ -226,10 +227,16 @@ def test_parts_that_do_not_fit_the_size_are_refused(
     assert isinstance(error, Refused) and error.field == "parts"
 
 
-def test_file_over_the_limit_is_refused(owner: HubClient, alliance: AllianceInProcess) -> None:
-    limit = alliance.hub.settings.upload_limit
-    error = refused("E_LIMIT", owner.upload, "0" * 64, limit + 1, parts=["0" * 64])
-    assert str(limit) in error.message
+def test_file_over_the_limit_is_refused(tmp_path: Path) -> None:
+    limits = {"superlink": "external", "upload_limit": 1 << 20}
+    with open_alliance(tmp_path, members=(OWNER,), **limits) as small, small.as_(OWNER) as owner:
+        error = refused("E_LIMIT", owner.upload, "0" * 64, (1 << 20) + 1)
+    assert str(1 << 20) in error.message
+
+
+def test_file_that_no_stock_client_could_download_is_refused_before_any_byte(owner: HubClient) -> None:
+    error = refused("E_LIMIT", owner.upload, "0" * 64, LARGEST_BYTES + 1, parts=["0" * 64])
+    assert str(LARGEST_BYTES) in error.message and "shards" in error.hint
 
 
 def test_upload_for_a_plan_without_a_run_is_refused(alliance: AllianceInProcess, owner: HubClient) -> None:
