@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,10 @@ class Origin(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Visit)
         self.target = target
         self.cut_next = False
+        self.after_cut: Callable[[], None] = lambda: None
         self.ranges: list[str | None] = []
+        self.answers: list[int] = []
+        self.with_credentials = 0
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -132,6 +135,7 @@ class _Visit(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked, cut = self.headers.get("Range"), self.server.cut_next
         self.server.ranges.append(asked)
+        self.server.with_credentials += "Authorization" in self.headers
         self.server.cut_next = False
         follow = [] if cut else [_NoRedirect()]
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *follow)
@@ -144,12 +148,15 @@ class _Visit(http.server.BaseHTTPRequestHandler):
             answer = error
         with answer:
             body = answer.read()
+            self.server.answers.append(answer.status)
             self.send_response(answer.status)
             for name in ("Content-Length", "Content-Range", "Accept-Ranges", "Location", "Content-Type"):
                 if answer.headers[name]:
                     self.send_header(name, answer.headers[name])
             self.end_headers()
         self.wfile.write(body[:CUT_BYTES] if cut else body)
+        if cut:
+            self.server.after_cut()
         self.close_connection = True
 
     def log_message(self, *_arguments: Any) -> None:
@@ -329,6 +336,29 @@ def test_transfer_that_is_cut_goes_on_where_it_stopped(
     assert not live.origin.cut_next
     assert seen.get("sha256") == next(file.sha256 for file in version.files if file.name == "large.dat"), seen
     assert any(asked and asked.startswith("bytes=") for asked in live.origin.ranges), live.origin.ranges
+    assert live.origin.with_credentials == 0  # another port of the same host is another origin
+
+
+@pytest.mark.parametrize("name", HUB_CLIENTS)
+def test_transfer_that_is_cut_as_its_grant_is_revoked_goes_no_further(live: Live, name: str) -> None:
+    repo, alliance = f"{OWNER}/stopped-{name.replace('.', '-')}", live.alliance
+    version = alliance.push({"large.dat": os.urandom(CUT_BYTES + (1 << 20))}, repo)
+    grant = alliance.grant_pull(version.asset_id)
+
+    def revoke() -> None:
+        said = {"target": "statement", "reason": "withdrawn"}
+        alliance.say(OWNER, "revocation", [("statement", grant)], said)
+
+    live.origin.answers.clear()
+    live.origin.cut_next, live.origin.after_cut = True, revoke
+    try:
+        seen = live.run(
+            f"hub-{name}", "fetch", f"stopped-{name}", by=FIRM, repo=repo, revision="v1", file="large.dat"
+        )
+    finally:
+        live.origin.after_cut = lambda: None
+    assert "sha256" not in seen and not live.origin.cut_next
+    assert live.origin.answers[0] == 200 and set(live.origin.answers[1:]) <= {403}, live.origin.answers
 
 
 # --- the libraries ----------------------------------------------------------------------------------------

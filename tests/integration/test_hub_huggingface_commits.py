@@ -7,12 +7,15 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlmodel import select
 
-from hub.services import plain_uploads
+from hub.api.huggingface import uploads as stock_uploads
+from hub.services import plain_uploads, registry
 from hub.services.revisions import commit_id
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import canonical, sha256_hex
@@ -100,6 +103,25 @@ def test_stale_parent_is_412_and_a_short_one_of_the_head_is_good(owner: Stock, r
     stale = owner.commit(repo, {"a.txt": b"2"}, parent=old)
     assert stale.status_code == 412
     assert owner.commit(repo, {"a.txt": b"2"}, parent=made[:7]).status_code == 200
+
+
+def test_of_two_commits_at_the_same_moment_none_is_lost(
+    owner: Stock, repo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two with the same parent is told so; one that names no parent is made again on the new head."""
+    look_at, others = registry.check_formats, iter([b"other 1", b"other 2"])
+
+    def as_another_commits(*arguments: Any) -> dict[str, str]:
+        monkeypatch.setattr(registry, "check_formats", look_at)
+        assert owner.commit(repo, {"other.txt": next(others)}).status_code == 200
+        return look_at(*arguments)
+
+    head = owner.api(repo).json()["sha"]
+    for parent, status in ((head, 412), (None, 200)):
+        monkeypatch.setattr(registry, "check_formats", as_another_commits)
+        assert owner.commit(repo, {"mine.txt": b"mine"}, parent=parent).status_code == status
+    assert paths(owner, repo) == ["mine.txt", "other.txt"]
+    assert owner.resolve(repo, "main", "other.txt").content == b"other 2"
 
 
 def test_deleting_the_last_file_leaves_a_commit_without_any(owner: Stock, repo: str) -> None:
@@ -191,6 +213,30 @@ def test_commit_over_the_limit_is_refused_while_it_arrives(
     assert owner.commit_raw(repo, line).status_code == 413
 
 
+def test_what_a_client_sends_is_limited_in_number_and_size_and_the_answer_says_to_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stock_uploads, "OPERATIONS_MOST", 4)
+    limits = {"version_files": 3, "uploads_open": 2, "commit_limit": 1 << 20, "institution_bytes": 1 << 20}
+    with open_alliance(tmp_path, members=(OWNER,), **limits) as small:
+        stock, repo = Stock.of(small, OWNER), f"{OWNER}/small"
+        stock.create(repo)
+
+        def told(answer: httpx.Response, status: int, number: int) -> None:
+            assert answer.status_code == status and str(number) in answer.text.replace(",", "")
+
+        assert stock.commit(repo, {f"{n}.txt": b"1" for n in range(3)}).status_code == 200
+        told(stock.commit(repo, {"3.txt": b"1"}), 413, 3)
+        told(stock.commit(repo, {"0.txt": b"2"}, delete=("1.txt", "1.txt", "1.txt")), 413, 4)
+        told(stock.commit(repo, {f"{n}.txt": bytes(400_000) for n in range(2)}), 413, 1 << 20)
+        files = [{"path": f"{n}", "size": 1} for n in range(1001)]
+        told(stock.http.post(f"/api/models/{repo}/preupload/main", json={"files": files}), 413, 1000)
+        told(stock.batch(repo, ("f" * 64, 1 << 20)), 413, 1 << 20)  # with what is there, over the quota
+        assert stock.batch(repo, ("a" * 64, 5), ("b" * 64, 5), ("a" * 64, 5)).status_code == 200
+        told(stock.batch(repo, ("c" * 64, 5)), 429, 2)
+        assert paths(stock, repo) == ["0.txt", "1.txt", "2.txt"]
+
+
 # --- what goes where --------------------------------------------------------------------------------------
 
 
@@ -245,6 +291,19 @@ def test_large_file_goes_up_in_one_piece_or_in_parts(
     assert "actions" not in owner.batch(repo, objects[0]).json()["objects"][0]
 
 
+@pytest.mark.parametrize(
+    ("size", "count"), [(PART - 1, 1), (PART, 1), (PART + 1, 2), (2 * PART, 2), (3 * PART, 3)]
+)
+def test_parts_are_as_many_as_the_client_counts(owner: Stock, repo: str, size: int, count: int) -> None:
+    (answer,) = owner.batch(repo, (os.urandom(32).hex(), size)).json()["objects"]
+    header = answer["actions"]["upload"]["header"]
+    if count == 1:
+        assert header == {}
+    else:
+        numbers = {str(number) for number in range(1, count + 1)}
+        assert set(header) == {"chunk_size", *numbers} and header["chunk_size"] == str(PART)
+
+
 def test_client_that_knows_no_parts_sends_the_whole(owner: Stock, repo: str) -> None:
     data = os.urandom(PART + 1)
     (answer,) = owner.batch(repo, (hashlib.sha256(data).hexdigest(), len(data)), transfers=("basic",)).json()[
@@ -270,6 +329,41 @@ def test_other_bytes_than_announced_are_dropped(owner: Stock, repo: str, allianc
         assert session.get(BlobRow, oid) is None
     owner.upload(repo, data)
     assert owner.commit(repo, large={"a.bin": (oid, 500)}).status_code == 200
+
+
+@pytest.mark.parametrize("size", [900, PART + 3], ids=["whole", "parts"])
+def test_wrong_bytes_under_the_digest_of_anothers_file_touch_neither_it_nor_its_name(
+    alliance: AllianceInProcess, owner: Stock, lab: Stock, repo: str, size: int
+) -> None:
+    data, places = os.urandom(size), list[str]()
+    large = owner.upload(repo, data)
+    assert owner.commit(repo, large={"a.bin": large}).status_code == 200
+    theirs = f"{LABS[0]}/poison-{size}"
+    lab.create(theirs)
+    for wrong in (bytes(size), data[:-1] + b"!"):
+        (answer,) = lab.batch(theirs, large).json()["objects"]
+        upload, done = answer["actions"]["upload"], path_of(answer["actions"]["verify"]["href"])
+        chunk = int(upload["header"].get("chunk_size", size))
+        urls = [upload["header"][str(n)] for n in (1, 2)] if size > PART else [upload["href"]]
+        for number, url in enumerate(urls):
+            assert put(url, wrong[number * chunk : (number + 1) * chunk]) == 200
+        assert lab.http.post(done, json={}).status_code == 422
+        assert lab.commit(theirs, large={"a.bin": large}).status_code == 400
+        places.append(done)
+        location = owner.resolve(repo, "main", "a.bin", method="HEAD").headers["location"]
+        assert owner.follow(location).content == data
+    # All that completing needs is the address: nobody can work it out, not from the digest, not from an earlier one.
+    assert len(set(places)) == 2 and not any(large[0] in place for place in places)
+
+
+def test_empty_file_needs_no_upload(owner: Stock, repo: str) -> None:
+    empty = hashlib.sha256(b"").hexdigest(), 0
+    (answer,) = owner.batch(repo, empty).json()["objects"]
+    assert "actions" not in answer and "error" not in answer
+    assert owner.commit(repo, large={"weights.bin": empty}).status_code == 200
+    answered = owner.resolve(repo, "main", "weights.bin")  # small whatever its ending
+    assert (answered.status_code, answered.content) == (200, b"")
+    assert answered.headers["etag"] == f'"{git_blob(b"")}"'
 
 
 def test_address_of_an_upload_is_dead_once_it_was_checked(
@@ -316,6 +410,20 @@ def test_file_that_may_be_read_may_be_copied_without_sending_it(
     assert firm.commit(f"{FIRM}/copy", large={"m.safetensors": (file.sha256, file.size)}).status_code == 400
     alliance.grant_pull(version.asset_id)
     assert firm.commit(f"{FIRM}/copy", large={"m.safetensors": (file.sha256, file.size)}).status_code == 200
+
+
+def test_copy_names_no_size_and_copies_what_its_caller_may_read(
+    alliance: AllianceInProcess, owner: Stock, lab: Stock, repo: str
+) -> None:
+    data = os.urandom(800)
+    oid, _size = owner.upload(repo, data)
+    line = {"key": "lfsFile", "value": {"path": "copy.bin", "algo": "sha256", "oid": oid}}
+    theirs = f"{LABS[0]}/copies"
+    lab.create(theirs)
+    assert lab.commit_raw(theirs, json.dumps(line).encode()).status_code == 400
+    assert owner.commit_raw(repo, json.dumps(line).encode()).status_code == 200
+    location = owner.resolve(repo, "main", "copy.bin", method="HEAD").headers["location"]
+    assert owner.follow(location).content == data
 
 
 def test_file_that_no_client_could_download_is_refused(owner: Stock, repo: str) -> None:

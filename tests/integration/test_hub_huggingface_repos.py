@@ -78,6 +78,14 @@ def test_unknown_paths_are_404_as_json(owner: Stock, path: str) -> None:
     assert isinstance(answer.json(), dict)
 
 
+@pytest.mark.parametrize("path", ["/tmp/a/model", "./model", "a/b/c/d"])
+def test_local_folder_that_is_taken_for_a_models_name_is_told_as_a_missing_repository(
+    owner: Stock, path: str
+) -> None:
+    answer = owner.get(f"/api/models/{path}")
+    assert (answer.status_code, answer.headers.get("x-error-code")) == (404, "RepoNotFound")
+
+
 def test_pages_are_not_shadowed(owner: Stock) -> None:
     for path in ("/models", f"/models/{MODEL}", "/datasets"):
         assert owner.get(path).status_code in (200, 303)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from hub.services import xet_ingest
-from hub.tables import BlobRow, XorbRow
+from hub.tables import BlobRow, InstitutionRow, XorbRow
 from storage.manifests import PART_BYTES
 from tests.alliances import LABS, OWNER, AllianceInProcess, open_alliance
 from tests.databases import DATABASES
@@ -113,6 +113,9 @@ def test_chunks_of_another_institution_are_out_of_reach(owner: XetClient, lab: X
     stolen = shard((digest(secret), [(name, 64, 0, 1)]))
     assert lab.post_shard(stolen) == 422
     assert lab.commit(lab.repo, large={"a.bin": (digest(secret), 64)}).status_code == 400
+    assert owner.post_shard(stolen) == 200  # it is the owner's file now, which nobody else is told
+    assert lab.post_shard(stolen) == 422
+    assert lab.commit(lab.repo, large={"a.bin": (digest(secret), 64)}).status_code == 400
     lab.post_xorb(name, body)  # who has the bytes may send them
     assert lab.post_shard(stolen) == 200
 
@@ -129,6 +132,40 @@ def test_token_is_for_writers_and_for_this_alone(
         assert answer.status_code == 401
         assert bare.post("/xet/v1/shards", content=b"", headers={"Authorization": token}).status_code == 401
     assert alliance.http().get("/api/whoami-v2", headers=owner.cas).status_code == 401
+
+
+def test_token_ends_after_its_hour_and_with_the_membership(
+    alliance: AllianceInProcess, owner: XetClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, body = xorb(chunk(os.urandom(10)))
+
+    def status() -> int:
+        return owner.http.post(f"/xet/v1/xorbs/default/{name}", content=body, headers=owner.cas).status_code
+
+    assert status() == 200
+    with monkeypatch.context() as later:
+        later.setattr(type(alliance.hub.ledger), "now", lambda _ledger: int(time.time()) + xet_ingest.TOKEN_S)
+        assert status() == 401
+    for state, expected in (("suspended", 401), ("approved", 200)):
+        with alliance.hub.database.session_scope() as session:
+            session.get_one(InstitutionRow, OWNER).state = state
+        assert status() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "rule"),
+    [
+        ([("a" * 64, 13)], "a file of"),  # over 50 GB: no stock client could download it
+        ([(f"{number:x}" * 64, 12) for number in range(5)], "a shard of files"),
+    ],
+)
+def test_shard_that_says_too_many_bytes_is_refused_before_any_is_read(
+    owner: XetClient, files: list[tuple[str, int]], rule: str
+) -> None:
+    length = (1 << 32) - 1  # the longest run that the form can say
+    body = shard(*[(sha256, [("f" * 64, length, 0, 1)] * runs) for sha256, runs in files])
+    answer = owner.http.post("/xet/v1/shards", content=body, headers=owner.cas)
+    assert answer.status_code == 413 and rule in answer.json()["error"]
 
 
 def test_rest_of_the_protocol_is_404_so_that_clients_go_on(owner: XetClient) -> None:

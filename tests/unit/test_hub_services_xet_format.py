@@ -72,6 +72,13 @@ def test_xorb_of_too_many_chunks_or_bytes_is_refused(monkeypatch: pytest.MonkeyP
         Xorb(chunk(b"123456") * 2)
 
 
+def test_chunk_that_says_it_is_longer_than_clients_cut_is_refused_before_it_is_unpacked() -> None:
+    Xorb(chunk(bytes(xet_format.CHUNK_BYTES)))
+    for scheme in (0, 1):
+        with pytest.raises(Rejected, match="too long"):
+            Xorb(chunk(bytes(xet_format.CHUNK_BYTES + 1), scheme))
+
+
 def test_run_of_chunks_that_are_not_there_is_refused() -> None:
     with pytest.raises(Rejected, match="asked for 1 to 3"):
         list(Xorb(chunk(b"a") * 2).chunks(1, 3))
