@@ -15,6 +15,11 @@ from federation import wire
 from federation.home import Home
 from federation.signing_drafts import share_draft, sign_draft
 from hub import cli
+from hub.access import ANONYMOUS
+from hub.services import downloads
+from hub.services.commits import FoundCommit
+from hub.services.downloads import Bearer
+from hub.services.revisions import Repo
 from hub.tables import InstitutionRow, PersonalTokenRow
 from hub.terminal import Terminal
 from storage.encoding import format_time, sha256_hex
@@ -438,12 +443,26 @@ def test_public_version_is_for_everybody_without_a_receipt(
     assert nobody.resolve(repo, "main", "config.json").status_code == 401
 
 
+@pytest.mark.parametrize(("days", "words"), [(3, "ends in 3 days"), (8, "")])
 def test_client_is_warned_when_its_grant_ends_soon(
-    alliance: AllianceInProcess, firm: Stock, repo: str, version: wire.ModelVersion
+    alliance: AllianceInProcess, firm: Stock, repo: str, version: wire.ModelVersion, days: int, words: str
 ) -> None:
-    alliance.grant_pull(version.asset_id, expires=format_time(int(time.time()) + 3 * DAY + 60))
-    warning = firm.resolve(repo, "main", "config.json").headers["x-hf-warning"]
-    assert warning.startswith("grant; ") and "ends in 3 days" in warning
+    alliance.grant_pull(version.asset_id, expires=format_time(int(time.time()) + days * DAY + 60))
+    for method, path in (("GET", "config.json"), ("HEAD", "config.json"), ("HEAD", "big.bin")):
+        warning = firm.resolve(repo, "main", path, method=method).headers.get("x-hf-warning", "")
+        assert warning.startswith("grant; ") == bool(words) and words in warning, (method, path)
+
+
+def test_address_lasts_as_long_as_a_slow_link_takes_for_the_file(
+    alliance: AllianceInProcess, repo: str, version: wire.ModelVersion
+) -> None:
+    hub = alliance.hub
+    row = FoundCommit("a" * 40, version.asset_id, version.statement, 1, 0)
+    for size, life_s in ((1, 300), (7_000_000_000, 7300), (50_000_000_000, 50_300), (10**12, DAY)):
+        file = downloads.StoredFile("big.bin", "0" * 64, size)
+        where = downloads.address(hub, Bearer(ANONYMOUS), Repo("model", repo, OWNER, "gated", 0), row, file)
+        claims = jwt.decode(where.rpartition("/")[2], options={"verify_signature": False})
+        assert abs(claims["exp"] - hub.ledger.now() - life_s) < 60
 
 
 def test_withdrawn_version_is_not_served_to_others(
