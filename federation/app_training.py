@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,10 @@ from federation import transfer
 from federation.app_bundle import AppBundle, check_named, read_bundle_file
 from federation.app_process import AppPolicy, AppProcess, sweep
 from federation.app_terms import AppTerms
-from federation.compression import Feedback, write_update
+from federation.compression import Changed, Feedback, write_update
 from federation.home import Home
 from federation.plan import TrainingPlan
-from federation.tensors import Array, Layout, TensorFile
+from federation.tensors import Array, Layout, TensorFile, TensorSpec
 from federation.training import TrainResult
 from storage.errors import FedhubError, Misuse, Rejected
 
@@ -93,7 +92,7 @@ class AppRunner:
         try:
             _take(child.work / OUTPUT, raw)
             with TensorFile(weights) as before, _reply(raw, before.layout) as after:
-                written = write_update(out, _Moves(before, after), before.layout, feedback)
+                written = write_update(out, _moves(before, after), before.layout, feedback)
         finally:
             _free(raw)
         return TrainResult(examples, metrics, written.sha256, written.size)
@@ -164,34 +163,26 @@ class AppRunner:
             _free(child.work / INPUT)
 
 
-class _Moves(Mapping[str, Array]):
-    """What each float tensor moved by between two files; other tensors whole. Made when asked for."""
+def _moves(before: TensorFile, after: TensorFile) -> Changed:
+    """What float tensors moved by between two files, and other tensors' values."""
 
-    def __init__(self, before: TensorFile, after: TensorFile) -> None:
-        self._before, self._after = before, after
-        self._specs = {spec.name: spec for spec in before.layout.tensors}
-
-    def __getitem__(self, name: str) -> Array:
-        after = self._after.array(name)
-        if not self._specs[name].is_float:
-            return after
-        if not np.isfinite(after).all():
+    def changed(spec: TensorSpec, start: int, stop: int) -> Array:
+        values = after.read(spec.name, start, stop)
+        if not spec.is_float:
+            return values
+        if not np.isfinite(values).all():
             raise Rejected(
                 "E_NOT_FINITE",
-                f"the app's reply: tensor {name} holds values that are no finite numbers",
+                f"the app's reply: tensor {spec.name} holds values that are no finite numbers",
                 "lower the learning rate in a new plan",
             )
         with np.errstate(over="ignore"):
-            moved: Array = after - self._before.array(name)
+            moved: Array = values - before.read(spec.name, start, stop)
         if not np.isfinite(moved).all():
-            raise Rejected("E_NOT_FINITE", f"the app's reply: tensor {name} moved too far")
+            raise Rejected("E_NOT_FINITE", f"the app's reply: tensor {spec.name} moved too far")
         return moved
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
+    return changed
 
 
 def _terms(plan: TrainingPlan) -> AppTerms:

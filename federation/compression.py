@@ -13,7 +13,7 @@ Source: error feedback after Karimireddy et al. 2019 (arXiv 1901.09847), Algorit
 scaling by blocks, after Dettmers et al. 2022 (arXiv 2110.02861), section 2.1, with linear steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from federation.tensors import (
 from storage.errors import Rejected, Unchecked
 
 BLOCK = 1024  # elements that share one scale
+PIECE = 1 << 16  # elements of a change at a time: few enough for the processor's cache
 STEPS = 127  # the largest code; -128 is not used, so that both signs reach alike
 
 _NARROW = {"bf16": "BF16", "fp16": "F16", "int8": "I8"}
@@ -141,12 +142,16 @@ def _scaled(codes: Array, scales: Array, offset: int) -> Array:
 # --- at the site ------------------------------------------------------------------------------------------
 
 
-def write_update(path: Path, changes: Mapping[str, Array], layout: Layout, feedback: Feedback) -> FileDigest:
+Changed = Callable[[TensorSpec, int, int], Array]
+
+
+def write_update(path: Path, changed: Changed, layout: Layout, feedback: Feedback) -> FileDigest:
     """Write an update in the form of its plan, and what it leaves out as the next residual.
 
     Args:
-        changes: by tensor: a float's change, any other tensor's whole value, in the tensor's own type; one
-            is asked for at a time, so that they need not all be in memory.
+        changed: elements from a start to a stop of one tensor, flat, in the tensor's own type: of a float its
+            change, of any other tensor its values. Asked for in pieces, or whole where the form needs that,
+            so that an update is never in memory beside the weights.
         layout: of the weights. feedback: ``before`` is read, ``after`` written, both before this returns.
     Raises:
         Rejected: ``E_RESIDUAL``: the residual is not of these weights.
@@ -161,7 +166,7 @@ def write_update(path: Path, changes: Mapping[str, Array], layout: Layout, feedb
         old = None if feedback.before is None else stack.enter_context(_open_residual(feedback.before, rests))
         new = None if feedback.after is None else stack.enter_context(TensorWriter(feedback.after, rests))
         for spec in kept:
-            wide = changes[spec.name].astype(compute_dtype(spec.dtype)).reshape(-1)
+            wide = changed(spec, 0, spec.count).astype(compute_dtype(spec.dtype))
             if old is not None:
                 wide += old.read(spec.name)
             parts, meant = _encode(wide, spec.name, _NARROW[feedback.compression])
@@ -172,8 +177,11 @@ def write_update(path: Path, changes: Mapping[str, Array], layout: Layout, feedb
             new.finish()
         writer = stack.enter_context(TensorWriter(path, wire))
         for spec in wire.tensors:
-            values = narrowed[spec.name] if spec.name in narrowed else changes[spec.name]
-            writer.write(values.reshape(-1))
+            if spec.name in narrowed:
+                writer.write(narrowed[spec.name])
+                continue
+            for start in range(0, spec.count, PIECE):
+                writer.write(changed(spec, start, min(start + PIECE, spec.count)))
         return writer.finish()
 
 

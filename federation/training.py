@@ -10,7 +10,7 @@ Letters: N rows, F features, C classes.
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.compression import Feedback, write_update
+from federation.compression import Changed, Feedback, write_update
 from federation.plan import check_parameters, make_model_config, read_model_config
 from federation.recipes.catalogue import RECIPES
 from federation.tensors import (
@@ -153,7 +153,7 @@ def train(
         loss = learner.fit(model, rows, parameters["epochs"], generator)
         after = learner.travelling(model)
         with TensorFile(input_weights, expect=layout_of_state(after)) as before:
-            digest = write_update(out, _Changes(before, after), before.layout, feedback or Feedback())
+            digest = write_update(out, _changes(before, after), before.layout, feedback or Feedback())
     return TrainResult(len(rows), _told(loss, before_it), digest.sha256, digest.size)
 
 
@@ -370,28 +370,20 @@ def _save_state(state: "Mapping[str, Tensor]", path: Path) -> FileDigest:
         return writer.finish()
 
 
-class _Changes(Mapping[str, Array]):
-    """What each float tensor moved by since ``before``; other tensors whole. Made when asked for."""
+def _changes(before: TensorFile, after: "Mapping[str, Tensor]") -> Changed:
+    """What float tensors moved by since ``before``, and other tensors' values."""
+    flat = {name: tensor.detach().numpy().reshape(-1) for name, tensor in after.items()}
 
-    def __init__(self, before: TensorFile, after: "Mapping[str, Tensor]") -> None:
-        self._before = before
-        self._after = after
-        self._specs = {spec.name: spec for spec in before.layout.tensors}
-
-    def __getitem__(self, name: str) -> Array:
-        spec, after = self._specs[name], self._after[name].detach().numpy()
+    def changed(spec: TensorSpec, start: int, stop: int) -> Array:
+        values: Array = flat[spec.name][start:stop]
         if not spec.is_float:
-            return after
-        change = self._before.array(name)
-        np.subtract(after, change, out=change)
+            return values
+        change = before.read(spec.name, start, stop)
+        np.subtract(values, change, out=change)
         _check_finite(spec, change)
         return change
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
+    return changed
 
 
 def _check_finite(spec: TensorSpec, values: Array) -> None:

@@ -22,6 +22,7 @@ from federation.plan import make_config, read_config
 from federation.strategies import make_strategy
 from federation.tensors import Array, layout_of
 from hub.demo import digits
+from tests.updates import as_changed
 
 RECIPE = "image-classification"
 PARAMETERS: dict[str, Any] = {
@@ -173,7 +174,7 @@ def _lie(path: Path, weights: Path, compression: str, lie: Lie) -> None:
     layout = layout_of(weights)
     with UpdateFile(path, layout, compression) as file:
         changes = {spec.name: file.array(spec.name) for spec in layout.tensors}
-    write_update(path, lie(changes), layout, Feedback(compression))
+    write_update(path, as_changed(lie(changes)), layout, Feedback(compression))
 
 
 def _write(path: Path, rows: Sequence[Sequence[int]]) -> None:

@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,7 +38,9 @@ from federation.home import Home
 from federation.joining import join, register_site
 from federation.lifeline import code_path, python_command
 from federation.plan import make_model_config
+from federation.supervisor import LEAN
 from storage.encoding import canonical
+from tests.bench.watch import Watch, per_round
 
 OURS = {
     "federation.flower.superlink": "superlink",
@@ -59,7 +60,8 @@ STOCK = {
 LIMIT_S = 1800.0
 TOGETHER = 16  # more sites than these share one process
 MANY_SITES = Path(__file__).with_name("many_sites.py")
-TICKS = os.sysconf("SC_CLK_TCK")
+BARE_TRAINING = Path(__file__).with_name("bare_training.py")
+ROWS = 4
 
 
 @dataclass
@@ -70,69 +72,12 @@ class Figures:
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     cpu_s_per_round: dict[str, float] = field(default_factory=dict)
     start_to_first_round_s: float = 0.0
+    bare_training_mb: float = 0.0  # what torch alone needs for the same step
 
     @property
     def median(self) -> float:
         later = self.seconds_per_round[1:] or self.seconds_per_round
         return statistics.median(later)
-
-
-class Watch:
-    """Samples every descendant of this process, by class: high-water mark of memory, and CPU time spent."""
-
-    def __init__(self, classes: Mapping[str, str]) -> None:
-        self.peaks: dict[str, float] = {}
-        self._spent: dict[int, tuple[str, float]] = {}
-        self._classes = classes
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.2):
-            for path in Path("/proc").glob("[0-9]*"):
-                try:
-                    words = (path / "cmdline").read_text(errors="replace")
-                    name = next((name for word, name in self._classes.items() if word in words), None)
-                    if name is None or not _descends(int(path.name)):
-                        continue
-                    lines = (path / "status").read_text().splitlines()
-                    words = (path / "stat").read_text().rpartition(")")[2].split()
-                except OSError:
-                    continue
-                self._spent[int(path.name)] = (name, (int(words[11]) + int(words[12])) / TICKS)
-                peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
-                self.peaks[name] = max(self.peaks.get(name, 0.0), round(peak * 1024 / 1e6, 1))
-
-    def spent(self) -> dict[str, float]:
-        """CPU seconds since each process began, added up by class."""
-        total: dict[str, float] = {}
-        for name, seconds in list(self._spent.values()):
-            total[name] = total.get(name, 0.0) + seconds
-        return total
-
-
-def per_round(before: Mapping[str, float], after: Mapping[str, float], rounds: int) -> dict[str, float]:
-    """CPU seconds of each class between two looks, for one of ``rounds`` rounds."""
-    return {name: round((after[name] - before.get(name, 0.0)) / max(1, rounds), 3) for name in after}
-
-
-def _descends(pid: int) -> bool:
-    """Whether this process is an ancestor; detached children of flwr are found by their session's folder."""
-    own = os.getpid()
-    while pid > 1:
-        if pid == own:
-            return True
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        pid = int(stat[1])
-    return False
 
 
 def free_port() -> int:
@@ -228,7 +173,15 @@ def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
         spent = per_round(before, watch.spent(), rounds - 1)
         figures = Figures([one.seconds for one in run.rounds], {}, spent, round(first, 2))
     figures.peak_rss_mb = watch.peaks
+    figures.bare_training_mb = bare_training(mb)
     return figures
+
+
+def bare_training(mb: float) -> float:
+    """Peak memory of a process that only imports torch and makes the same step, in MB."""
+    command = [sys.executable, str(BARE_TRAINING), json.dumps(parameters(mb)), str(ROWS)]
+    ended = subprocess.run(command, env={**os.environ, **LEAN}, check=True, capture_output=True, text=True)
+    return round(float(ended.stdout), 1)
 
 
 def start_sites(stack: ExitStack, folder: Path, labs: list[Home]) -> None:
@@ -283,7 +236,7 @@ def describe(folder: Path, home: Home, seed: int, pixels: int) -> None:
     data = folder / "data" / home.institution
     data.mkdir(parents=True)
     lines = ["label," + ",".join(f"p{number:02d}" for number in range(pixels))]
-    for _ in range(4):
+    for _ in range(ROWS):
         lines.append(",".join(str(numbers.randrange(2 if place == 0 else 17)) for place in range(pixels + 1)))
     for name in ("train.csv", "heldout.csv"):
         (data / name).write_text("\n".join(lines) + "\n")
@@ -471,6 +424,12 @@ def table(figures: Mapping[str, Figures], mb: float, sites: int) -> str:
         if one.cpu_s_per_round:
             spent = ", ".join(f"{kind} {value:.2f}" for kind, value in sorted(one.cpu_s_per_round.items()))
             lines.append(f"{name}: CPU seconds a round: {spent}")
+        if one.bare_training_mb and "agent" in one.peak_rss_mb:
+            bare, agent = one.bare_training_mb, one.peak_rss_mb["agent"]
+            lines.append(
+                f"{name}: agent {agent:.0f} MB at its peak, {agent - bare:.0f} MB beyond a bare torch process "
+                f"that makes the same step ({bare:.0f} MB)"
+            )
     if len(figures) == 2:
         lines.append(f"ours takes 1/{figures['stock'].median / figures['ours'].median:.1f} of stock's time")
     return "\n".join(lines)

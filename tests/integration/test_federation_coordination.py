@@ -25,6 +25,7 @@ from federation.tensors import Layout, TensorSpec
 from storage.errors import Refused, Unchecked
 from tests.round_hub import LocalClient
 from tests.scripted_sites import Behaviour, ScriptedSite, Stage
+from tests.updates import as_changed
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def compressed(form: str) -> Behaviour:
         path = site.folder / "compressed"
         moved: dict[str, Any] = {"w": np.full(3, site.delta, np.float32), "steps": np.array([7, 8], np.int64)}
         layout = Layout((TensorSpec("steps", "I64", (2,)), TensorSpec("w", "F32", (3,))))
-        write_update(path, moved, layout, Feedback(form))
+        write_update(path, as_changed(moved), layout, Feedback(form))
         return site.send(message, path)
 
     return answer

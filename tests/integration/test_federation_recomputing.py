@@ -16,6 +16,7 @@ from federation.tensors import Layout, TensorSpec, write_tensors
 from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import Manifest, build_manifest
 from tests.scripted_sites import ScriptedSite, Stage
+from tests.updates import as_changed
 
 ROUNDS = 3
 
@@ -91,7 +92,7 @@ def test_compressed_updates_are_recomputed_to_the_byte(make: Callable[..., Stage
     def answer(site: ScriptedSite, message: OrderMessage) -> OrderReply:
         path = one.folder / f"{site.name}-sent"
         moved = {"w": np.array([0.1, 1 / 3, 7], np.float32) * site.delta, "steps": np.array([7, 8], np.int64)}
-        write_update(path, moved, layout, Feedback(form))
+        write_update(path, as_changed(moved), layout, Feedback(form))
         return site.send(message, path)
 
     for site in one.sites.values():

@@ -20,6 +20,7 @@ from federation.errors import UpdateRejected
 from federation.strategies import make_strategy
 from federation.tensors import Layout, TensorFile, TensorSpec, layout_of, sorted_layout, write_tensors
 from storage.errors import Rejected
+from tests.updates import as_changed
 
 FORMS = ("bf16", "fp16", "int8")
 LAYOUT = sorted_layout(
@@ -59,8 +60,8 @@ def test_a_compressed_update_takes_as_many_bytes_as_its_form_says(
 ) -> None:
     layout = Layout((TensorSpec("w", "F32", (100_000,)),))
     moved = {"w": np.ones(100_000, np.float32)}
-    whole = write_update(tmp_path / "whole", moved, layout, Feedback())
-    small = write_update(tmp_path / "small", moved, layout, Feedback(form))
+    whole = write_update(tmp_path / "whole", as_changed(moved), layout, Feedback())
+    small = write_update(tmp_path / "small", as_changed(moved), layout, Feedback(form))
     assert small.size <= most * whole.size
 
 
@@ -82,7 +83,7 @@ def test_without_compression_the_layout_is_that_of_the_weights() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_read_is_what_was_sent_up_to_one_rounding(tmp_path: Path, form: str) -> None:
     sent = changes()
-    write_update(tmp_path / "u", sent, LAYOUT, Feedback(form))
+    write_update(tmp_path / "u", as_changed(sent), LAYOUT, Feedback(form))
     for name in ("w", "double", "half", "one", "empty"):
         whole = sent[name].reshape(-1).astype(np.float64)
         steps = {
@@ -96,7 +97,7 @@ def test_what_is_read_is_what_was_sent_up_to_one_rounding(tmp_path: Path, form: 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pieces_read_alone_are_those_of_the_whole(tmp_path: Path, form: str) -> None:
-    write_update(tmp_path / "u", changes(), LAYOUT, Feedback(form))
+    write_update(tmp_path / "u", as_changed(changes()), LAYOUT, Feedback(form))
     with UpdateFile(tmp_path / "u", LAYOUT, form) as file:
         whole = file.read("w")
         for start, stop in ((0, 1), (BLOCK - 1, BLOCK + 1), (1500, 3000), (BLOCK, 2 * BLOCK), (2999, 9999)):
@@ -105,8 +106,10 @@ def test_pieces_read_alone_are_those_of_the_whole(tmp_path: Path, form: str) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_change_gives_the_same_bytes(tmp_path: Path, form: str) -> None:
-    first = write_update(tmp_path / "a", changes(), LAYOUT, Feedback(form, after=tmp_path / "ra"))
-    second = write_update(tmp_path / "b", changes(), LAYOUT, Feedback(form, after=tmp_path / "rb"))
+    first = write_update(tmp_path / "a", as_changed(changes()), LAYOUT, Feedback(form, after=tmp_path / "ra"))
+    second = write_update(
+        tmp_path / "b", as_changed(changes()), LAYOUT, Feedback(form, after=tmp_path / "rb")
+    )
     assert first == second
     assert (tmp_path / "ra").read_bytes() == (tmp_path / "rb").read_bytes()
 
@@ -116,7 +119,7 @@ def test_the_same_change_gives_the_same_bytes(tmp_path: Path, form: str) -> None
 def test_values_at_the_edge_of_float32_stay_finite(tmp_path: Path, form: str, value: float) -> None:
     layout = Layout((TensorSpec("w", "F32", (3,)),))
     moved = {"w": np.array([value, 0, 1], np.float32)}
-    write_update(tmp_path / "u", moved, layout, Feedback(form, after=tmp_path / "r"))
+    write_update(tmp_path / "u", as_changed(moved), layout, Feedback(form, after=tmp_path / "r"))
     check_update("lab-a", tmp_path / "u", layout, compression=form)
     with UpdateFile(tmp_path / "u", layout, form) as file, TensorFile(tmp_path / "r") as rest:
         back = file.read("w").astype(np.float64) + rest.read("w")
@@ -130,7 +133,7 @@ def test_values_at_the_edge_of_float32_stay_finite(tmp_path: Path, form: str, va
 @pytest.mark.parametrize("form", FORMS)
 def test_sent_and_residual_together_are_the_change(tmp_path: Path, form: str) -> None:
     sent = changes()
-    write_update(tmp_path / "u", sent, LAYOUT, Feedback(form, after=tmp_path / "r"))
+    write_update(tmp_path / "u", as_changed(sent), LAYOUT, Feedback(form, after=tmp_path / "r"))
     with TensorFile(tmp_path / "r") as rest:
         for name in ("w", "double", "one"):
             both = read(tmp_path / "u", form, name) + rest.read(name)
@@ -147,11 +150,11 @@ def test_steps_too_small_for_the_form_add_up_over_rounds(tmp_path: Path, form: s
     total, before = np.zeros(2), None
     for number in range(40):
         after = tmp_path / f"r{number}"
-        write_update(tmp_path / "u", moved, layout, Feedback(form, before, after))
+        write_update(tmp_path / "u", as_changed(moved), layout, Feedback(form, before, after))
         with UpdateFile(tmp_path / "u", layout, form) as file:
             total += file.read("w")
         before = after
-    alone = write_update(tmp_path / "alone", moved, layout, Feedback(form))
+    alone = write_update(tmp_path / "alone", as_changed(moved), layout, Feedback(form))
     with UpdateFile(tmp_path / "alone", layout, form) as file:
         without = 40 * (file.read("w").astype(np.float64))
     wanted = 40 * moved["w"].astype(np.float64)
@@ -161,7 +164,7 @@ def test_steps_too_small_for_the_form_add_up_over_rounds(tmp_path: Path, form: s
 def test_a_residual_of_other_weights_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
     write_tensors(tmp_path / "r", {"w": np.zeros(3, np.float32)})
     with pytest.raises(Rejected, match="tensor") as caught:
-        write_update(tmp_path / "u", changes(), LAYOUT, Feedback("int8", before=tmp_path / "r"))
+        write_update(tmp_path / "u", as_changed(changes()), LAYOUT, Feedback("int8", before=tmp_path / "r"))
     assert caught.value.code == "E_RESIDUAL" and "remove" in caught.value.hint
     assert not (tmp_path / "u").exists()
 
@@ -173,7 +176,7 @@ def test_a_residual_of_other_weights_is_refused_and_says_what_to_do(tmp_path: Pa
 @pytest.mark.parametrize("plan", [*FORMS, "none"])
 def test_an_update_in_another_form_than_the_plans_is_refused(tmp_path: Path, form: str, plan: str) -> None:
     layout = Layout((TensorSpec("w", "F32", (3,)),))
-    write_update(tmp_path / "u", {"w": np.ones(3, np.float32)}, layout, Feedback(form))
+    write_update(tmp_path / "u", as_changed({"w": np.ones(3, np.float32)}), layout, Feedback(form))
     if form == plan:
         check_update("lab-a", tmp_path / "u", layout, compression=plan)
         return
@@ -222,7 +225,7 @@ def test_the_aggregate_is_that_of_what_the_updates_stand_for(
     small, wide = [], []
     for seed in range(4):
         path = tmp_path / f"small-{seed}"
-        write_update(path, changes(seed), layout_of(base), Feedback(form))
+        write_update(path, as_changed(changes(seed)), layout_of(base), Feedback(form))
         with UpdateFile(path, layout_of(base), form) as file:
             meant = {
                 spec.name: file.array(spec.name).astype({"F64": "f8", "F32": "f4", "F16": "f2"}[spec.dtype])
