@@ -46,6 +46,7 @@ from federation.site_bases import base_folders
 from federation.site_log import SiteLog, at_work, explain_failure
 from federation.site_policy import read_policy
 from federation.site_word import SiteWord
+from federation.tensors import unfinished
 from storage.encoding import sha256_hex
 from storage.errors import Misuse, Refused, Rejected, Unchecked
 from storage.manifests import hash_file, read_manifest
@@ -283,13 +284,15 @@ class Agent:
                 "E_ORDER", f"order {order.id}: an input of {reference.size} bytes, the hub has {found.size}"
             )
         parts = None if found.parts is None else tuple(found.parts)
-        transfer.fetch(found.url, path, order.input, found.size, parts)
-        _keep_newest(self._inputs)
+        transfer.fetch(found.url, path, order.input, found.size, parts, over=_make_room(self._inputs))
         return path
 
     def _train(self, task: Task, weights: Path, parameters: Mapping[str, Any], cohort: int) -> Answer:
         order, config = task.order, task.plan.config
         out = self._updates / "in-work.safetensors"
+        spare = _make_room(self._updates)
+        if spare is not None:
+            spare.replace(unfinished(out))
         data, feedback = task.dataset.folder, self._feedback(task)
         if config.app is not None:
             left_s = order.deadline - self._clock()
@@ -310,7 +313,6 @@ class Agent:
                 bases=base_folders(self._home),
             )
         out.replace(self._update_path(result.sha256))
-        _keep_newest(self._updates)
         return self._new_answer(
             task,
             examples=result.examples,
@@ -430,8 +432,12 @@ class Agent:
         return reference, left_open
 
 
-def _keep_newest(folder: Path) -> None:
-    """Remove all but the newest files; the rest can be fetched or made again."""
+def _make_room(folder: Path) -> Path | None:
+    """The file that the next one may be written over, if there are so many; older ones are removed.
+
+    All can be fetched or made again.
+    """
     files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in files[KEPT_FILES:]:
         path.unlink(missing_ok=True)
+    return files[KEPT_FILES - 1] if len(files) >= KEPT_FILES else None

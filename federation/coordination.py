@@ -92,6 +92,7 @@ class Coordinator:
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="finished"))
             shutil.rmtree(self.folder, ignore_errors=True)
         except Stopped as stop:
+            shutil.rmtree(self.space("updates"), ignore_errors=True)
             self.telling.send()
             self.client.end_run(self.plan, RunEnd(attempt=self.attempt, state="stopped", reason=str(stop)))
         finally:
@@ -103,14 +104,14 @@ class Coordinator:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
-    def fetch(self, location: WeightsLocation, path: Path) -> Path:
+    def fetch(self, location: WeightsLocation, path: Path, over: Path | None = None) -> Path:
         """A file of the store, checked against its digest while it streams; from the hub's newest address if
-        need be.
+        need be. ``over`` is a file that is needed no more.
         """
         parts = None if location.parts is None else tuple(location.parts)
         try:
-            transfer.fetch(location.url, path, location.sha256, location.size, parts)
+            transfer.fetch(location.url, path, location.sha256, location.size, parts, over=over)
         except Unchecked:
             fresh = self.client.weights(self.plan, location.sha256)
-            transfer.fetch(fresh.url, path, location.sha256, location.size, parts)
+            transfer.fetch(fresh.url, path, location.sha256, location.size, parts, over=over)
         return path

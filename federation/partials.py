@@ -5,6 +5,7 @@ journal beside it, and gets its own name only when every byte of it is there and
 ``federation.transfer`` only.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -58,12 +59,16 @@ def reserve(file: int, size: int) -> None:
 class Partial:
     """The file under its unfinished name, ours alone inside a ``with`` block.
 
+    Args:
+        over: a file in the same file system that is needed no more; unless the fetch goes on with what it had
+            begun, it is written over, which is quicker than to write to a new one.
     Raises:
         Unchecked: ``E_BUSY``; another process or thread is filling it.
     """
 
-    def __init__(self, path: Path, sha256: str, size: int) -> None:
+    def __init__(self, path: Path, sha256: str, size: int, over: Path | None = None) -> None:
         self.path = path.with_name(f".{sha256[:32]}.partial")
+        self._over = over
         self.file = -1  # open for reading and writing inside the block
         self._final = path
         self._journal = self.path.with_suffix(".journal")
@@ -71,6 +76,10 @@ class Partial:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
+        if self._over is not None:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.link(self._over, self.path)
+                self._over.unlink()
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,6 @@ order: ``RoundDesk.run``.
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +21,7 @@ from federation.errors import UpdateRejected
 from federation.messages import InputReference, OrderMessage, OrderReply, ReceiptReference, read_message
 from federation.plan import Config
 from federation.rounds import Declined, Disproved, Event, Replied, Round, Ticked, advance, open_round
-from federation.tensors import Layout, layout_of
+from federation.tensors import Layout, layout_of, unfinished
 from federation.wire import OrdersRequest, WeightsLocation, Work, WorkSite
 from storage.encoding import format_time
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
@@ -310,8 +309,9 @@ class RoundDesk:
                 "E_RECEIPT", f"update of {one.site.institution}: the receipt that was sent is not in the log"
             )
         # A folder for each site: two may send the same bytes, which are fetched under a name of their digest.
-        path = self._run.space("updates", str(self._number), one.site.dataset) / "update.safetensors"
-        self._run.fetch(location, path)
+        folder = self._run.space("updates", one.site.dataset)
+        path = folder / f"{self._number}.safetensors"
+        self._run.fetch(location, path, next(folder.glob("*.safetensors"), None))
         check_update(
             one.site.dataset,
             path,
@@ -408,7 +408,7 @@ class RoundDesk:
 
     def _close(self) -> Weights:
         """Fold in, upload, report."""
-        out = self._run.space("weights") / f"round-{self._number}.safetensors"
+        out = self._made(self._number)
         result = self._closing.close(
             self._number,
             self._weights.path,
@@ -417,10 +417,13 @@ class RoundDesk:
             out,
             began=self._began,
         )
-        shutil.rmtree(self._run.space("updates", str(self._number)), ignore_errors=True)
-        self._weights.path.unlink(missing_ok=True)
+        self._weights.path.replace(unfinished(self._made(self._number + 1)))
         location = WeightsLocation(sha256=result.sha256, size=result.size, url="")
         return Weights(self._run, location, out)
+
+    def _made(self, number: int) -> Path:
+        """Where the aggregate of a round goes; the next one's is written over the weights before it."""
+        return self._run.space("weights") / f"round-{number}.safetensors"
 
     def _taken(self, dataset: str) -> Taken:
         one = self._sites[dataset]

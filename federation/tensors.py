@@ -222,7 +222,7 @@ class TensorWriter:
     """Writes one safetensors file front to back, hashing every byte once on the way.
 
     The file stands at its path only after ``finish``; leaving the ``with`` block before that removes all
-    traces.
+    traces. What lies at ``unfinished(path)`` is written over.
     """
 
     def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
@@ -240,11 +240,12 @@ class TensorWriter:
         self._left = layout.tensors[0].size_bytes if layout.tensors else 0
         self._hash = hashlib.sha256()
         self._written = 0
-        self._temporary = path.with_name(path.name + ".part")
+        self._temporary = unfinished(path)
         try:
-            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+            opened = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise _unwritable(path, error) from error
+        self._file = open(opened, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
         try:
             self._put(memoryview(header))
         except Unchecked:
@@ -283,6 +284,7 @@ class TensorWriter:
         """
         if self._written != self.size:
             raise Misuse("E_WRITE", f"{self.path.name}: {self._written} of {self.size} bytes were written")
+        self._file.truncate(self.size)  # of what lay there before
         self._file.close()
         os.replace(self._temporary, self.path)
         return FileDigest(self._hash.hexdigest(), self.size)
@@ -307,6 +309,15 @@ class TensorWriter:
         if not self._file.closed:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> Path:
+    """Where the writer of a file works before it stands at its path.
+
+    A file that is needed no more may be left there: memory and disk that a file has already are quicker to
+    write to than new ones, above all on virtual machines that give back what is free.
+    """
+    return path.with_name(path.name + ".part")
 
 
 def compute_dtype(dtype: str) -> np.dtype[Any]:

@@ -226,6 +226,7 @@ def fetch(
     *,
     parts_are_signed: bool = False,
     durable: bool = False,
+    over: Path | None = None,
     progress: Progress | None = None,
     streams: int = READ_STREAMS,
 ) -> None:
@@ -242,6 +243,7 @@ def fetch(
         parts_are_signed: the parts come from the signed document too, as in a manifest. Otherwise somebody
             may have made up parts for other bytes, so the whole is checked besides.
         durable: return only when the file is on the disk.
+        over: a file beside it that is needed no more and is written over (``Partial``).
         streams: how many parts to read side by side.
     Raises:
         Rejected: ``E_DIGEST`` (other bytes), ``E_SIZE`` (more or fewer than announced).
@@ -251,7 +253,7 @@ def fetch(
     """
     pieces = _pieces(path, sha256, size, parts)
     several = len(pieces) > 1
-    with Partial(path, sha256, size) as partial:
+    with Partial(path, sha256, size, over) as partial:
         try:
             kept = partial.start(pieces) if several else set[int]()
             reserve(partial.file, size)

@@ -399,6 +399,7 @@ def test_too_many_bad_updates_stop_the_run_with_every_reason(stage: Callable[...
     assert "quorum not met in round 1: 1 of 2 sites" in ended.reason
     for reason in ("lab-a.example E_NOT_FINITE", "lab-b.example E_CONSENT"):
         assert reason in ended.reason
+    assert not list(one.work.rglob("updates")), "what sites sent does not stay when a run stops"
 
 
 def test_weights_that_overflow_are_no_sites_fault_and_stop_the_run(stage: Callable[..., Stage]) -> None:

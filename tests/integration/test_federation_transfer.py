@@ -438,6 +438,29 @@ def test_repeat_reads_only_the_parts_that_are_missing_or_damaged_meanwhile(tmp_p
     assert place.read_bytes() == LARGE
 
 
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("size", [10, len(LARGE) + 10])
+def test_file_fetched_over_another_holds_nothing_of_it(tmp_path: Path, data: bytes, size: int) -> None:
+    old = tmp_path / "old"
+    old.write_bytes(b"\xff" * size)
+    parts = parts_of(data) if data is LARGE else None
+    with OddServer(lambda path, asked, n: ranged(data, asked) if asked else (200, {}, data)) as server:
+        fetch(server.url, tmp_path / "p", sha(data), len(data), parts, over=old)
+        fetch(server.url, tmp_path / "p", sha(data), len(data), parts, over=tmp_path / "gone")
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    assert (tmp_path / "p").read_bytes() == data
+
+
+def test_fetch_that_goes_on_leaves_the_file_that_it_might_have_written_over(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_bytes(b"\xff" * len(LARGE))
+    partial_of(tmp_path, LARGE).write_bytes(LARGE[:PART])
+    with OddServer(lambda path, asked, n: ranged(LARGE, asked)) as server:
+        fetch(server.url, tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE), over=old)
+    assert (tmp_path / "p").read_bytes() == LARGE
+    assert old.read_bytes() == b"\xff" * len(LARGE)
+
+
 def test_journal_of_another_file_is_not_believed(tmp_path: Path) -> None:
     place = tmp_path / "p"
     for text in (

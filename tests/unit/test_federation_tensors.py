@@ -18,6 +18,7 @@ from federation.tensors import (
     TensorWriter,
     layout_of,
     to_stored,
+    unfinished,
     write_tensors,
 )
 from storage.errors import Misuse, Rejected, Unchecked
@@ -75,6 +76,15 @@ def test_the_digest_is_of_the_bytes_on_disk(tmp_path: Path) -> None:
     digest = write_tensors(tmp_path / "w", ARRAYS)
     data = (tmp_path / "w").read_bytes()
     assert (digest.sha256, digest.size) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+@pytest.mark.parametrize("size", [0, 100, 100_000])
+def test_a_file_written_over_another_holds_nothing_of_it(tmp_path: Path, size: int) -> None:
+    new = write_tensors(tmp_path / "new", ARRAYS)
+    unfinished(tmp_path / "over").write_bytes(b"\xff" * size)
+    assert write_tensors(tmp_path / "over", ARRAYS) == new
+    assert (tmp_path / "over").read_bytes() == (tmp_path / "new").read_bytes()
+    assert not unfinished(tmp_path / "over").exists()
 
 
 def test_bfloat16_is_widened_when_read_and_rounded_to_even_when_written(tmp_path: Path) -> None:
