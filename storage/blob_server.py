@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from storage.order_signing import OrderSigner
 
 MAX_CONNECTIONS = 256
 SYNC_AFTER_S = 5.0  # an object is brought to the disk that long after it has come, unless it is gone by then
+ALONE_BYTES = 8 << 20  # a body up to this size is not worth a second thread
 STALE_S = 3600  # unfinished files older than this are left over from a crash
 PARENT_CHECK_S = 0.5
 
@@ -259,12 +261,29 @@ class Visit(socketserver.BaseRequestHandler):
 def _receive(connection: Connection, stream: Any, size: int) -> str:
     """Write a body to ``stream``; returns its SHA-256."""
     connection.start_body(size)
+    if size > ALONE_BYTES:
+        return _receive_large(connection, stream, size)
     buffer, found, left = memoryview(bytearray(CHUNK_BYTES)), hashlib.sha256(), size
     while left:
         count = connection.read_into(buffer[: min(left, CHUNK_BYTES)])
         found.update(buffer[:count])
         stream.write(buffer[:count])
         left -= count
+    return found.hexdigest()
+
+
+def _receive_large(connection: Connection, stream: Any, size: int) -> str:
+    """The same with a thread that hashes while the next bytes come: half the time where a core is idle."""
+    buffer, other = memoryview(bytearray(CHUNK_BYTES)), memoryview(bytearray(CHUNK_BYTES))
+    found, left, hashed = hashlib.sha256(), size, None
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+        while left:
+            count = connection.read_into(buffer[: min(left, CHUNK_BYTES)])
+            if hashed is not None:
+                hashed.result()  # of the other buffer, which is filled next
+            hashed = pool.submit(found.update, buffer[:count])
+            stream.write(buffer[:count])
+            buffer, other, left = other, buffer, left - count
     return found.hexdigest()
 
 

@@ -75,6 +75,21 @@ def test_requests_follow_one_another_on_one_connection(server: BlobServer, store
     assert f"Content-Length: {len(DATA)}\r\n".encode() in answer
 
 
+def test_large_body_is_stored_to_the_last_byte_and_refused_for_a_single_other_one(
+    server: BlobServer, store: FolderStore
+) -> None:
+    size = storage.blob_server.ALONE_BYTES + storage.blobs.CHUNK_BYTES + 12_345
+    data = os.urandom(size)
+    order = store.order("a/large", hashlib.sha256(data).hexdigest(), size)
+    close = "Connection: close\r\n"
+    for place in (0, size // 2, size - 1):
+        spoiled = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        assert talk(server, head_of(order, size, close), spoiled).startswith(b"HTTP/1.1 400 ")
+        assert store.size("a/large") is None
+    assert talk(server, head_of(order, size, close), data).startswith(b"HTTP/1.1 200 ")
+    assert store.get("a/large") == data
+
+
 def test_client_that_waits_before_its_body_is_told_to_go_on(server: BlobServer, store: FolderStore) -> None:
     head = head_of(
         store.order("a", SHA, len(DATA)), len(DATA), "Expect: 100-continue\r\nConnection: close\r\n"
