@@ -77,7 +77,7 @@ class Partial:
 
     def __enter__(self) -> Self:
         if self._over is not None:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
+            with contextlib.suppress(OSError):  # one is there already, or the file system knows no links
                 os.link(self._over, self.path)
                 self._over.unlink()
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
