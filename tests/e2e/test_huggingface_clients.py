@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from federation import wire
 from federation.signing_drafts import share_draft, sign_draft
@@ -318,6 +320,28 @@ def test_who_may_not_read_is_told_so_by_the_right_exception(
     assert nobody["download"] == ["RepositoryNotFoundError", 401]
     draft = live.run(environment, "refused", f"draft-{name}", by=FIRM, repo=repo, revision="draft-1")
     assert draft["download"] == ["GatedRepoError", 403]
+
+
+def test_folder_that_a_stock_client_downloads_stands_stock_model_signing_and_a_changed_byte_does_not(
+    live: Live, release: tuple[str, wire.ModelVersion]
+) -> None:
+    """By the words of the guide; the client leaves notes of its own in ``.cache``."""
+    repo, _version = release
+    model = Path(live.run("hub-newest", "local", "signed", by=FIRM, repo=repo, revision="stable")["folder"])
+    pem = live.folder / "owner.pem"
+    key = live.alliance.homes[OWNER].key("targets").public_key()
+    pem.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(model), "--public_key", str(pem)]
+    command += ["--signature", str(model / "model.sig")]
+    for name in ("model.sig", "fedhub", ".cache"):
+        command += ["--ignore-paths", str(model / name)]
+
+    def verify() -> int:
+        return subprocess.run(command, capture_output=True, check=False, timeout=RUN_S).returncode
+
+    assert verify() == 0
+    (model / "config.json").write_bytes(b"{}")
+    assert verify() != 0
 
 
 # --- a transfer that is cut -------------------------------------------------------------------------------

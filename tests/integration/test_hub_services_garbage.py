@@ -15,12 +15,13 @@ from federation.publishing import push_version
 from hub.background import Housekeeper
 from hub.services import garbage, keeping, plain_uploads
 from hub.services.garbage import Swept, sweep
-from hub.tables import BlobRow, ModelRow, RevisionRow, UploadRow, VersionFileRow
+from hub.tables import BlobRow, ModelRow, PlainUploadRow, RevisionRow, UploadRow, VersionFileRow, XorbRow
 from storage.errors import FedhubError, Refused
 from storage.manifests import PART_BYTES
 from tests.alliances import LABS, MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
 from tests.databases import DATABASES
 from tests.stock_http import Stock
+from tests.xet_bytes import chunk, xorb
 
 YEAR = 365 * 86_400
 
@@ -174,6 +175,31 @@ def test_an_upload_that_is_settled_as_it_expires_keeps_its_bytes(
         owner.upload_complete(upload.id)  # between the sweep's look and its hand
     assert not uploads._expire_one(alliance.hub, late)
     assert digest(data) in objects(alliance)
+
+
+def test_the_hub_drops_every_kind_of_upload_that_nobody_finished_in_time(alliance: AllianceInProcess) -> None:
+    stock, repo = Stock.of(alliance, OWNER), f"{OWNER}/half"
+    stock.create(repo)
+    with alliance.as_(OWNER) as owner:
+        owner.upload("a" * 64, PART_BYTES + 1, parts=["d" * 64, "e" * 64])
+    (answer,) = stock.batch(repo, ("b" * 64, 5)).json()["objects"]
+    assert "actions" in answer
+    token = stock.api(repo, "/xet-write-token/main").json()["accessToken"]
+    name, body = xorb(chunk(b"half"))
+    where, headers = f"/xet/v1/xorbs/default/{name}", {"Authorization": f"Bearer {token}"}
+    assert stock.http.post(where, content=body, headers=headers).status_code == 200
+    kinds = (UploadRow, PlainUploadRow, XorbRow)
+    for ended, left in ((False, 3), (True, 0)):
+        with alliance.hub.database.session_scope() as session:
+            for row in (row for kind in kinds for row in session.exec(select(kind)) if ended):
+                row.expires_at = 1
+        keeper = Housekeeper(alliance.hub)
+        keeper.look()
+        keeper.release()
+        with alliance.hub.database.session_scope(write=False) as session:
+            assert sum(len(session.exec(select(kind)).all()) for kind in kinds) == left
+        assert len(list(alliance.store.unfinished())) == max(0, left - 1)
+        assert len(list(alliance.store.list("xet/"))) == min(1, left)
 
 
 def test_the_hub_sweeps_by_itself_but_not_at_its_start(alliance: AllianceInProcess) -> None:

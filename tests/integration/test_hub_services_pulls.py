@@ -19,6 +19,7 @@ from storage.signing import open_envelope
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
 from tests.databases import DATABASES
 from tests.hubs import OPERATOR
+from tests.stock_http import Stock
 
 FILES = {"model.safetensors": weights(1, 2), "docs/README.md": b"# how to"}
 
@@ -83,14 +84,21 @@ def test_granted_firm_pulls_and_the_operator_signs_a_receipt(
         assert target.read_bytes() == FILES.get(file.name, version.name.encode())
 
 
-def test_pulling_again_while_it_goes_on_is_one_pull(
-    alliance: AllianceInProcess, version: wire.ModelVersion
+def test_pulling_again_while_it_goes_on_is_one_pull_and_later_another(
+    alliance: AllianceInProcess, version: wire.ModelVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alliance.grant_pull(version.asset_id)
     with alliance.as_(FIRM) as firm:
         first, again = firm.pull(version.asset_id), firm.pull(version.asset_id)
     assert first.files[0].url != again.files[0].url
     assert len(receipts(alliance, version.asset_id)) == 1
+    stock = Stock.of(alliance, FIRM, "read")
+    over = alliance.hub.ledger.now() + alliance.settings.capability_s + 1
+    with monkeypatch.context() as later:
+        later.setattr(type(alliance.hub.ledger), "now", lambda _ledger: over)
+        for path in ("name.txt", "docs/README.md"):  # a client that asks for each file by itself
+            assert stock.resolve(version.name, "v1", path).status_code == 200
+    assert len(receipts(alliance, version.asset_id)) == 2
 
 
 def test_pull_without_a_grant_is_refused_and_says_whom_to_ask(
@@ -125,7 +133,9 @@ def test_terms_of_the_grant_must_be_accepted(alliance: AllianceInProcess, versio
     with alliance.as_(FIRM) as firm:
         error = refused("E_GRANT_CONDITION", firm.pull, version.asset_id)
         assert "DUO:0000042" in error.message
-        assert firm.pull(version.asset_id, ["DUO:0000042"]).grant is not None
+        pulled = firm.pull(version.asset_id, ["DUO:0000042"])
+    assert pulled.grant is not None
+    assert download(alliance, pulled.files[0]).status_code == 307  # accepted once for the whole pull
 
 
 def test_public_version_needs_neither_grant_nor_receipt(
@@ -146,12 +156,13 @@ def test_revoked_grant_ends_a_download_that_is_going_on(
     grant = alliance.grant_pull(version.asset_id)
     with alliance.as_(FIRM) as firm:
         pulled = firm.pull(version.asset_id)
-    assert download(alliance, pulled.files[0]).status_code == 307
-    alliance.say(
-        OWNER, "revocation", [("grant.sigstore.json", grant)], {"target": "statement", "reason": "withdrawn"}
-    )
-    answer = download(alliance, pulled.files[0])
-    assert (answer.status_code, answer.json()["code"]) == (403, "E_REVOKED")
+    group = f"{pulled.small}/0".removeprefix(alliance.settings.downloads)
+    with alliance.http(downloads=True) as http:
+        assert (download(alliance, pulled.files[0]).status_code, http.get(group).status_code) == (307, 200)
+        said = {"target": "statement", "reason": "withdrawn"}
+        alliance.say(OWNER, "revocation", [("grant.sigstore.json", grant)], said)
+        for answer in (download(alliance, pulled.files[0]), http.get(group)):
+            assert (answer.status_code, answer.json()["code"]) == (403, "E_REVOKED")
     with alliance.as_(FIRM) as firm:
         refused("E_REVOKED", firm.pull, version.asset_id)
 

@@ -180,6 +180,11 @@ def refused(folder: Path, repo: str, revision: str) -> dict:
     }
 
 
+def local(folder: Path, repo: str, revision: str) -> dict:
+    """Everything of a version in a folder."""
+    return {"folder": snapshot_download(repo, revision=revision, local_dir=folder / "local")}
+
+
 def fetch(folder: Path, repo: str, revision: str, file: str) -> dict:
     """One file, again if the transfer breaks, as often as a person would."""
     tries = 0
