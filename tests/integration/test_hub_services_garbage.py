@@ -9,13 +9,26 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from federation.publishing import push_version
 from hub.background import Housekeeper
 from hub.services import garbage, keeping, plain_uploads
 from hub.services.garbage import Swept, sweep
-from hub.tables import BlobRow, ModelRow, PlainUploadRow, RevisionRow, UploadRow, VersionFileRow, XorbRow
+from hub.tables import (
+    BlobRow,
+    ModelRow,
+    PlainUploadRow,
+    PlanRow,
+    RevisionRow,
+    RoundRow,
+    RunRow,
+    StatementRow,
+    StatementSubjectRow,
+    UploadRow,
+    VersionFileRow,
+    XorbRow,
+)
 from storage.errors import FedhubError, Refused
 from storage.manifests import PART_BYTES
 from tests.alliances import LABS, MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
@@ -161,6 +174,85 @@ def test_files_of_a_draft_stay_until_it_is_dropped(alliance: AllianceInProcess, 
     assert whole(alliance, made.asset_id) and alliance.store.size(keeping.manifest_key(draft)) is not None
 
 
+NEVER = "0" * 64
+NEEDS = {
+    "a plan's base": True,
+    "a plan's app": True,
+    "the aggregate of a round": True,
+    "a round statement": True,
+    "a provenance statement": True,
+    "a release statement": True,
+    "a receipt statement": False,
+    "a running run": True,
+    "a stopped run": True,
+    "a cancelled run": False,
+}
+
+
+def lean(session: Session, need: str, sha256: str, number: int) -> None:
+    """Have this, and nothing else, lean on a blob."""
+    own = f"{number:064x}"
+    if need.endswith("statement"):
+        row = StatementRow(id=own, log_index=1000 + number, kind=need.split()[1], issuer=OWNER, hint=NEVER)
+        row.audience, row.logged_at, row.bundle, row.leaf = "members", 1, b"", b""
+        session.add(row)
+        session.flush()
+        session.add(StatementSubjectRow(statement=own, digest=sha256))
+        return
+    plan = PlanRow(id=own, issuer=OWNER, recipe=NEVER, config=NEVER, base_asset=NEVER, weights=NEVER)
+    plan.participants, plan.expires_at, plan.created_at = [], 1, 1
+    plan.weights = sha256 if need == "a plan's base" else NEVER
+    plan.recipe = sha256 if need == "a plan's app" else NEVER
+    session.add(plan)
+    session.flush()
+    state = need.split()[1] if need.endswith("run") else "cancelled"
+    session.add(RunRow(plan=own, state=state, started_at=1))
+    session.flush()
+    if need.endswith("run"):
+        session.exec(select(UploadRow).where(UploadRow.sha256 == sha256)).one().plan = own
+    if need.endswith("round"):
+        made = RoundRow(
+            plan=own, round=1, statement=NEVER, input=NEVER, aggregate=sha256, size=5, seconds=1.0
+        )
+        made.receipts, made.sites, made.metrics, made.closed_at = [], {}, {}, 1
+        session.add(made)
+
+
+def test_each_thing_that_leans_on_bytes_keeps_them_by_itself(alliance: AllianceInProcess) -> None:
+    for need in NEEDS:
+        send(alliance, need.encode())
+    with (
+        alliance.hub.database.session_scope() as session
+    ):  # no request after this: these papers are no papers
+        for number, need in enumerate(NEEDS, start=1):
+            lean(session, need, digest(need.encode()), number)
+    sweep(alliance.hub, now=later(alliance))
+    left = objects(alliance)
+    assert [need for need in NEEDS if digest(need.encode()) in left] == [
+        n for n, stays in NEEDS.items() if stays
+    ]
+
+
+def test_bytes_of_unfinished_uploads_of_stock_clients_are_not_stray(alliance: AllianceInProcess) -> None:
+    stock, repo, swept = Stock.of(alliance, OWNER), f"{OWNER}/half", Swept()
+    stock.create(repo)
+    half_sent(stock, repo)
+    for sweep_part in (garbage.sweep_objects, garbage.sweep_parts):
+        sweep_part(alliance.hub, swept, int(time.time()) + 5)
+    assert swept == Swept() and len(list(alliance.store.unfinished())) == 1
+    assert len(list(alliance.store.list("xet/"))) == 1
+
+
+def half_sent(stock: Stock, repo: str) -> None:
+    """An upload of each of a stock client's two kinds that nobody finished."""
+    (answer,) = stock.batch(repo, ("b" * 64, 5)).json()["objects"]
+    assert "actions" in answer
+    token = stock.api(repo, "/xet-write-token/main").json()["accessToken"]
+    name, body = xorb(chunk(b"half"))
+    where, headers = f"/xet/v1/xorbs/default/{name}", {"Authorization": f"Bearer {token}"}
+    assert stock.http.post(where, content=body, headers=headers).status_code == 200
+
+
 def test_an_upload_that_is_settled_as_it_expires_keeps_its_bytes(
     alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,12 +274,7 @@ def test_the_hub_drops_every_kind_of_upload_that_nobody_finished_in_time(allianc
     stock.create(repo)
     with alliance.as_(OWNER) as owner:
         owner.upload("a" * 64, PART_BYTES + 1, parts=["d" * 64, "e" * 64])
-    (answer,) = stock.batch(repo, ("b" * 64, 5)).json()["objects"]
-    assert "actions" in answer
-    token = stock.api(repo, "/xet-write-token/main").json()["accessToken"]
-    name, body = xorb(chunk(b"half"))
-    where, headers = f"/xet/v1/xorbs/default/{name}", {"Authorization": f"Bearer {token}"}
-    assert stock.http.post(where, content=body, headers=headers).status_code == 200
+    half_sent(stock, repo)
     kinds = (UploadRow, PlainUploadRow, XorbRow)
     for ended, left in ((False, 3), (True, 0)):
         with alliance.hub.database.session_scope() as session:
