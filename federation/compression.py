@@ -13,7 +13,7 @@ Source: error feedback after Karimireddy et al. 2019 (arXiv 1901.09847), Algorit
 scaling by blocks, after Dettmers et al. 2022 (arXiv 2110.02861), section 2.1, with linear steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from federation.tensors import (
 from storage.errors import Rejected, Unchecked
 
 BLOCK = 1024  # elements that share one scale
-PIECE = 1 << 16  # elements of a change at a time: few enough for the processor's cache
+PIECE = 64 * BLOCK  # elements of a change at a time: few enough for the processor's cache
 STEPS = 127  # the largest code; -128 is not used, so that both signs reach alike
 
 _NARROW = {"bf16": "BF16", "fp16": "F16", "int8": "I8"}
@@ -150,54 +150,72 @@ def write_update(path: Path, changed: Changed, layout: Layout, feedback: Feedbac
 
     Args:
         changed: elements from a start to a stop of one tensor, flat, in the tensor's own type: of a float its
-            change, of any other tensor its values. Asked for in pieces, or whole where the form needs that,
-            so that an update is never in memory beside the weights.
+            change, of any other tensor its values. Asked for in pieces, and for ``int8`` twice, so that an
+            update is never in memory beside the weights.
         layout: of the weights. feedback: ``before`` is read, ``after`` written, both before this returns.
     Raises:
         Rejected: ``E_RESIDUAL``: the residual is not of these weights.
     """
-    kept = [spec for spec in layout.tensors if narrow_dtype(spec, feedback.compression) is not None]
-    rests = Layout(
-        tuple(TensorSpec(spec.name, "F64" if spec.dtype == "F64" else "F32", spec.shape) for spec in kept)
-    )
     wire = wire_layout(layout, feedback.compression)
-    narrowed: dict[str, Array] = {}
+    kept = {spec.name: spec for spec in layout.tensors if narrow_dtype(spec, feedback.compression)}
+    scaled = (
+        {scales_name(spec.name): spec for spec in kept.values()} if feedback.compression == "int8" else {}
+    )
+    rests = Layout(
+        tuple(
+            TensorSpec(spec.name, "F64" if kept[spec.name].dtype == "F64" else "F32", spec.shape)
+            for spec in wire.tensors
+            if spec.name in kept
+        )
+    )
     with ExitStack() as stack:
         old = None if feedback.before is None else stack.enter_context(_open_residual(feedback.before, rests))
         new = None if feedback.after is None else stack.enter_context(TensorWriter(feedback.after, rests))
-        for spec in kept:
-            wide = changed(spec, 0, spec.count).astype(compute_dtype(spec.dtype))
+        writer = stack.enter_context(TensorWriter(path, wire))
+
+        def wide(spec: TensorSpec, start: int, stop: int) -> Array:
+            values: Array = changed(spec, start, stop).astype(compute_dtype(spec.dtype))
             if old is not None:
-                wide += old.read(spec.name)
-            parts, meant = _encode(wide, spec.name, _NARROW[feedback.compression])
-            narrowed |= parts
-            if new is not None:
-                new.write(wide - meant)
+                values += old.read(spec.name, start, stop)
+            return values
+
+        for spec in wire.tensors:
+            source = scaled.get(spec.name) or kept.get(spec.name) or spec
+            for start, stop in _pieces(source):
+                if spec.name in scaled:
+                    writer.write(_scale(wide(source, start, stop))[1])
+                elif spec.name in kept:
+                    whole = wide(source, start, stop)
+                    narrowed, meant = _encode(whole, spec.dtype)
+                    writer.write(narrowed)
+                    if new is not None:
+                        new.write(whole - meant)
+                else:
+                    writer.write(changed(spec, start, stop))
         if new is not None:
             new.finish()
-        writer = stack.enter_context(TensorWriter(path, wire))
-        for spec in wire.tensors:
-            if spec.name in narrowed:
-                writer.write(narrowed[spec.name])
-                continue
-            for start in range(0, spec.count, PIECE):
-                writer.write(changed(spec, start, min(start + PIECE, spec.count)))
         return writer.finish()
 
 
-def _encode(wide: Array, name: str, dtype: str) -> tuple[dict[str, Array], Array]:
-    """The tensors that stand for ``wide``, shape (n,), and what a reader makes of them, in its own type.
+def _pieces(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    """The (start, stop) pairs of a tensor's pieces; blocks are whole in each but the last."""
+    for start in range(0, spec.count, PIECE):
+        yield start, min(start + PIECE, spec.count)
+
+
+def _encode(wide: Array, dtype: str) -> tuple[Array, Array]:
+    """What stands for ``wide``, shape (n,) from a block's start, and what a reader makes of it, in its type.
 
     A value beyond what the type holds becomes its largest; the residual carries the rest.
     """
     if dtype == "I8":
         codes, scales = _scale(wide)
-        return {name: codes, scales_name(name): scales}, _scaled(codes, scales, 0).astype(wide.dtype)
+        return codes, _scaled(codes, scales, 0).astype(wide.dtype)
     most = wide.dtype.type(_LARGEST[dtype])
     stored = to_stored(np.clip(wide, -most, most), dtype)
     if dtype == "BF16":
         stored = widen_bf16(stored)  # a writer takes bfloat16 as float32
-    return {name: stored}, stored.astype(wide.dtype)
+    return stored, stored.astype(wide.dtype)
 
 
 def _scale(wide: Array) -> tuple[Array, Array]:

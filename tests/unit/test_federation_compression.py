@@ -9,6 +9,7 @@ import pytest
 from federation.aggregation import SiteUpdate, aggregate, check_update
 from federation.compression import (
     BLOCK,
+    PIECE,
     Feedback,
     UpdateFile,
     narrow_dtype,
@@ -102,6 +103,24 @@ def test_pieces_read_alone_are_those_of_the_whole(tmp_path: Path, form: str) -> 
         whole = file.read("w")
         for start, stop in ((0, 1), (BLOCK - 1, BLOCK + 1), (1500, 3000), (BLOCK, 2 * BLOCK), (2999, 9999)):
             assert file.read("w", start, stop).tolist() == whole[start:stop].tolist()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tensor_of_many_pieces_is_what_each_piece_is_alone(tmp_path: Path, form: str) -> None:
+    count = 2 * PIECE + 5
+    moved = {"w": np.random.default_rng(4).normal(size=count).astype(np.float32)}
+    left = {"w": np.random.default_rng(5).normal(size=count).astype(np.float32)}
+
+    def send(start: int, stop: int) -> np.ndarray[Any, Any]:
+        layout = Layout((TensorSpec("w", "F32", (stop - start,)),))
+        write_tensors(tmp_path / "before", {"w": left["w"][start:stop]})
+        feedback = Feedback(form, tmp_path / "before", tmp_path / "after")
+        write_update(tmp_path / "u", as_changed({"w": moved["w"][start:stop]}), layout, feedback)
+        with UpdateFile(tmp_path / "u", layout, form) as sent, TensorFile(tmp_path / "after") as rest:
+            return np.stack([sent.read("w"), rest.read("w")])
+
+    cuts = [(0, PIECE), (PIECE, 2 * PIECE), (2 * PIECE, count)]
+    assert np.array_equal(send(0, count), np.concatenate([send(*cut) for cut in cuts], axis=1))
 
 
 @pytest.mark.parametrize("form", FORMS)
