@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from federation import wire
 from federation.signing_drafts import share_draft, sign_draft
 from hub.api.app import create_download_app
+from storage.errors import Refused
 from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance
 from tests.servers import free_port
 from tests.stock_environments import HUB_CLIENTS, python_of
@@ -320,6 +321,15 @@ def test_who_may_not_read_is_told_so_by_the_right_exception(
     assert nobody["download"] == ["RepositoryNotFoundError", 401]
     draft = live.run(environment, "refused", f"draft-{name}", by=FIRM, repo=repo, revision="draft-1")
     assert draft["download"] == ["GatedRepoError", 403]
+
+
+def test_folder_that_a_client_sends_in_two_commits_is_one_version_of_all_its_files(live: Live) -> None:
+    repo, count = f"{OWNER}/many", 260
+    seen = live.run("hub-newest", "many", "many", repo=repo, count=str(count))
+    assert seen["titles"] == ["many (part 2)", "many", "initial commit"]
+    with live.alliance.as_(FIRM) as firm, pytest.raises(Refused):
+        firm.revision("model", repo, seen["last but one"])  # half of it: a draft, which nobody else may read
+    assert len(live.sign(repo).files) == count
 
 
 def test_folder_that_a_stock_client_downloads_stands_stock_model_signing_and_a_changed_byte_does_not(

@@ -180,6 +180,18 @@ def refused(folder: Path, repo: str, revision: str) -> dict:
     }
 
 
+def many(folder: Path, repo: str, count: str) -> dict:
+    """A folder of more files than the client puts into one commit."""
+    api = HfApi()
+    api.create_repo(repo)
+    (folder / "many").mkdir()
+    for number in range(int(count)):
+        (folder / "many" / f"{number}.txt").write_text(str(number))
+    api.upload_folder(repo_id=repo, folder_path=folder / "many", commit_message="many")
+    found = list(api.list_repo_commits(repo))
+    return {"titles": [one.title for one in found], "last but one": found[1].commit_id}
+
+
 def local(folder: Path, repo: str, revision: str) -> dict:
     """Everything of a version in a folder."""
     return {"folder": snapshot_download(repo, revision=revision, local_dir=folder / "local")}
