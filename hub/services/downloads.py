@@ -143,12 +143,20 @@ def _actor(hub: Hub, session: Session, claims: dict[str, Any]) -> Actor:
     member = session.get(InstitutionRow, claims["by"])
     if member is None or member.state != "approved":
         raise Refused("E_ACCESS", f"{claims['by']} is no approved member", "Ask the operator.")
-    if claims["token"]:
-        query = select(PersonalTokenRow).where(PersonalTokenRow.digest == claims["token"])
-        token = session.exec(query).first()
+    check_token(hub, session, claims["token"])
+    return Actor(member.name, member.role, "personal", frozenset({"read"}))
+
+
+def check_token(hub: Hub, session: Session, digest: str) -> None:
+    """Return only while the personal token that a bearer came with is good; nothing to ask for other logins.
+
+    Raises:
+        Refused: ``E_TOKEN``.
+    """
+    if digest:
+        token = session.exec(select(PersonalTokenRow).where(PersonalTokenRow.digest == digest)).first()
         if token is None or token.revoked_at is not None or token.expires_at <= hub.ledger.now():
             raise Refused("E_TOKEN", "the token that asked for this address has ended", "Make a new token.")
-    return Actor(member.name, member.role, "personal", frozenset({"read"}))
 
 
 def _secret(hub: Hub) -> bytes:

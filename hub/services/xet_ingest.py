@@ -20,6 +20,7 @@ from sqlmodel import Session, col, func, select
 from federation.stock_names import LARGEST_BYTES
 from hub.access import Actor
 from hub.context import Hub
+from hub.services.downloads import Bearer, check_token
 from hub.services.plain_uploads import PartHasher, blob_key, keep, usable_blobs
 from hub.services.quotas import check_quota
 from hub.services.revisions import Repo, check_writer
@@ -48,11 +49,12 @@ class WriteToken:
     expires: int
 
 
-def write_token(hub: Hub, actor: Actor, repo: Repo) -> WriteToken:
-    """A token for posting chunks as this institution."""
-    check_writer(actor, repo)
+def write_token(hub: Hub, bearer: Bearer, repo: Repo) -> WriteToken:
+    """A token for posting chunks as this institution, as long as the bearer's own token is good."""
+    check_writer(bearer.actor, repo)
     expires = hub.ledger.now() + TOKEN_S
-    claims = {"sub": uploader_of(actor), "exp": expires, "jti": secrets.token_hex(8)}
+    claims = {"sub": uploader_of(bearer.actor), "token": bearer.token_digest, "exp": expires}
+    claims["jti"] = secrets.token_hex(8)
     return WriteToken(jwt.encode(claims, _secret(hub), algorithm="HS256"), expires)
 
 
@@ -68,7 +70,7 @@ def holder(hub: Hub, authorization: str | None) -> Actor:
             token,
             _secret(hub),
             algorithms=["HS256"],
-            options={"require": ["exp", "sub"], "verify_exp": False, "verify_iat": False},
+            options={"require": ["exp", "sub", "token"], "verify_exp": False, "verify_iat": False},
         )
     except jwt.InvalidTokenError as error:
         raise Refused("E_TOKEN", "token: not a Xet token of this hub", status=401) from error
@@ -76,6 +78,7 @@ def holder(hub: Hub, authorization: str | None) -> Actor:
         raise Refused("E_TOKEN", "token: the Xet token has expired", status=401)
     with hub.database.session_scope(write=False) as session:
         member = session.get(InstitutionRow, claims["sub"])
+        check_token(hub, session, claims["token"])
     if member is None or member.state != "approved":
         raise Refused("E_TOKEN", f"token: {claims['sub']} is not an approved member", status=401)
     return Actor(member.name, member.role, "personal", frozenset({"read", "write"}))

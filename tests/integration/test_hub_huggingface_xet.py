@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from sqlmodel import select
 
 from hub.services import xet_ingest
-from hub.tables import BlobRow, InstitutionRow, XorbRow
+from hub.tables import BlobRow, InstitutionRow, PersonalTokenRow, XorbRow
 from storage.manifests import PART_BYTES
 from tests.alliances import LABS, OWNER, AllianceInProcess, open_alliance
 from tests.databases import DATABASES
@@ -134,9 +135,12 @@ def test_token_is_for_writers_and_for_this_alone(
     assert alliance.http().get("/api/whoami-v2", headers=owner.cas).status_code == 401
 
 
-def test_token_ends_after_its_hour_and_with_the_membership(
-    alliance: AllianceInProcess, owner: XetClient, monkeypatch: pytest.MonkeyPatch
+def test_token_ends_after_its_hour_with_the_membership_and_with_the_token_that_asked_for_it(
+    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    owner = XetClient.of(alliance, OWNER)
+    assert isinstance(owner, XetClient)
+    owner.start(f"{OWNER}/ends")
     name, body = xorb(chunk(os.urandom(10)))
 
     def status() -> int:
@@ -150,6 +154,11 @@ def test_token_ends_after_its_hour_and_with_the_membership(
         with alliance.hub.database.session_scope() as session:
             session.get_one(InstitutionRow, OWNER).state = state
         assert status() == expected
+    with alliance.hub.database.session_scope() as session:
+        mine = digest(owner.http.headers["authorization"].removeprefix("Bearer ").encode())
+        session.exec(select(PersonalTokenRow).where(PersonalTokenRow.digest == mine)).one().revoked_at = 1
+    assert status() == 401
+    assert owner.http.post("/xet/v1/shards", content=b"", headers=owner.cas).status_code == 401
 
 
 @pytest.mark.parametrize(

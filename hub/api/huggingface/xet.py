@@ -13,6 +13,7 @@ from hub.api.auth import CurrentActor, HubHere
 from hub.api.huggingface.asking import RepoHere
 from hub.api.huggingface.refusals import StockRoute
 from hub.services import xet_ingest
+from hub.services.downloads import Bearer
 from hub.services.xet_format import SHARD_BYTES, XORB_BYTES
 from storage.errors import Refused
 
@@ -30,10 +31,12 @@ def bodies(request: Request) -> asyncio.Semaphore:
 
 
 @router.get("/api/{kind:repokind}/{ns}/{name}/xet-write-token/{revision:path}")
-def write_token(hub: HubHere, actor: CurrentActor, repo: RepoHere, revision: str) -> Response:
+def write_token(
+    hub: HubHere, actor: CurrentActor, request: Request, repo: RepoHere, revision: str
+) -> Response:
     """Where chunks go, and a token for them."""
     del revision
-    token = xet_ingest.write_token(hub, actor, repo)
+    token = xet_ingest.write_token(hub, Bearer.of(actor, request.headers.get("authorization")), repo)
     address = f"{hub.settings.public}/xet"
     return JSONResponse(
         {"accessToken": token.text, "exp": token.expires, "casUrl": address},
