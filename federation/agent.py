@@ -3,9 +3,9 @@
 It trusts nothing that comes with an order. Checks run in this order, and all of them before a file of the
 dataset is opened: the order's signature, time and message (``orders``), the institution's own consent
 (``consents``), the plan and its code, the site's ledger. Then the data are held against their salted
-manifest, the weights are fetched by digest, the recipe trains in this warm process, the update goes up by an
-order bound to its bytes, and a receipt is signed. Any no is a signed refusal. Who carries orders and answers
-is not its business: ``federation.flower.node`` does.
+manifest, the weights are fetched by digest, the recipe trains in this warm process, a receipt is signed and
+logged, and the update goes up by an order bound to its bytes. Any no is a signed refusal. Who carries orders
+and answers is not its business: ``federation.flower.node`` does.
 """
 
 import os
@@ -47,8 +47,10 @@ from federation.site_log import SiteLog, at_work, explain_failure
 from federation.site_policy import read_policy
 from federation.site_word import SiteWord
 from federation.tensors import unfinished
+from federation.wire import Upload, UploadRequest
+from storage.blobs import ORDER_BYTES
 from storage.encoding import sha256_hex
-from storage.errors import Misuse, Refused, Rejected, Unchecked
+from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import hash_file, read_manifest
 
 if TYPE_CHECKING:
@@ -404,32 +406,38 @@ class Agent:
     # --- answering ----------------------------------------------------------------------------------------
 
     def _reply(self, task: Task, answer: Answer) -> OrderReply:
-        """Update and receipt at the hub, again where a crash may have lost them there, then the answer."""
-        update, left_open = None, None
-        if answer.update_sha256 is not None:
-            update, left_open = self._send_update(task.plan, answer)
-        receipt_id, bundle = self._word.receipt(task.order, task.consent, answer, completes=left_open)
+        """Receipt and update at the hub, again where a crash may have lost them there, then the answer."""
+        announced = self._announced(task.plan, answer)
+        receipt_id, bundle, upload = self._word.receipt(task.order, task.consent, answer, announces=announced)
         return OrderReply(
             dataset=answer.dataset,
-            update=update,
+            update=self._send_update(task.plan, answer, upload),
             examples=answer.examples,
             metrics=answer.metrics,
             receipt=ReceiptReference(id=receipt_id, bundle=bundle.decode()),
         )
 
-    def _send_update(self, plan: TrainingPlan, answer: Answer) -> tuple[UpdateReference, str | None]:
-        """The update in the store, and the upload that the receipt is to complete."""
+    def _announced(self, plan: TrainingPlan, answer: Answer) -> UploadRequest | None:
+        """The update as its receipt announces it, if it is here and may go whole."""
+        sha256, size = answer.update_sha256, answer.update_size
+        if sha256 is None or size is None or size > ORDER_BYTES or not self._update_path(sha256).exists():
+            return None
+        return UploadRequest(sha256=sha256, size=size, plan=plan.id)
+
+    def _send_update(
+        self, plan: TrainingPlan, answer: Answer, announced: Upload | None
+    ) -> UpdateReference | None:
+        """Bring the update into the store; None where there is none, as in an evaluation."""
         if answer.update_sha256 is None or answer.update_size is None:
-            raise Misuse("E_LEDGER", "an evaluation has no update to send")
-        path = self._update_path(answer.update_sha256)
-        upload, left_open = "", None
+            return None
+        known = (answer.update_sha256, answer.update_size)
+        path, upload = self._update_path(answer.update_sha256), ""
         if path.exists():
-            known = (answer.update_sha256, answer.update_size)
             # The coordinator checks what it reads; nobody need wait until the hub has read it too.
-            sent = transfer.send_file(self._client, path, plan=plan.id, known=known, settled=False)
-            upload, left_open = sent.id, sent.id if sent.state == "open" else None
-        reference = UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)
-        return reference, left_open
+            upload = transfer.send_file(
+                self._client, path, plan=plan.id, known=known, announced=announced, settled=False
+            ).id
+        return UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)
 
 
 def _make_room(folder: Path) -> Path | None:

@@ -92,19 +92,17 @@ class HubClient(HubConnection):
         bundle: bytes | str,
         attachments: Mapping[str, bytes] | None = None,
         *,
-        completes: str | None = None,
+        announces: wire.UploadRequest | None = None,
     ) -> wire.StatementRecord:
         """Have a signed statement logged; a repeat answers with the first's index.
 
         Args:
             bundle: text of the statement's bundle.
             attachments: file name -> content of small files it names as subjects (``croissant.json``).
-            completes: an upload that it speaks of, whose bytes are all in the store.
+            announces: a file that it speaks of, as for ``upload``: the answer has orders for it.
         """
         files = {name: _b64(data) for name, data in (attachments or {}).items()}
-        posted: dict[str, object] = {"bundle": _text(bundle), "attachments": files}
-        if completes is not None:
-            posted["completes"] = completes
+        posted = wire.StatementPost(bundle=_text(bundle), attachments=files, announces=announces)
         return self._post("statements", posted, wire.StatementRecord)
 
     def statements(
@@ -305,6 +303,12 @@ class HubClient(HubConnection):
         return self._get(f"runs/{_part(plan_id)}/report", wire.BenefitReport)
 
     # --- the coordinator ------------------------------------------------------------------------------------
+
+    def updates(self, plan_id: str, digests: Sequence[str]) -> dict[str, wire.WeightsLocation]:
+        """Where updates of sites can be read now, by digest, with the receipts logged about each."""
+        body = wire.UpdatesRequest(digests=list(digests))
+        found = self._post(f"runs/{_part(plan_id)}/updates", body, wire.Updates)
+        return {one.sha256: one for one in found.updates}
 
     def join_statistics(self, plan_id: str, report: wire.StatisticsReport) -> wire.JointStatistics:
         """Have the hub join what the sites told."""

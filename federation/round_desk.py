@@ -18,13 +18,20 @@ from federation.aggregation import SiteUpdate, check_update, site_weight
 from federation.closing import Closing, Stopped, Taken
 from federation.delivery import Addressed, Delivery, find_lost, send_due
 from federation.errors import UpdateRejected
-from federation.messages import InputReference, OrderMessage, OrderReply, ReceiptReference, read_message
+from federation.messages import (
+    InputReference,
+    OrderMessage,
+    OrderReply,
+    ReceiptReference,
+    UpdateReference,
+    read_message,
+)
 from federation.plan import Config
 from federation.rounds import Declined, Disproved, Event, Replied, Round, Ticked, advance, open_round
 from federation.tensors import Layout, layout_of, unfinished
 from federation.wire import OrdersRequest, WeightsLocation, Work, WorkSite
 from storage.encoding import format_time
-from storage.errors import FedhubError, Refused, Rejected, Unchecked
+from storage.errors import FedhubError, Refused, Rejected
 from storage.signing import open_envelope
 from storage.statements import read_statement
 
@@ -103,6 +110,7 @@ class RoundDesk:
         self._looked_at = time.monotonic()
         self._names = _names(work.sites)
         self._sites: dict[str, SiteState] = {}
+        self._accepted: list[tuple[SiteState, UpdateReference, ReceiptReference]] = []
         self.state = self._open()
 
     def run(self) -> Weights:
@@ -217,6 +225,7 @@ class RoundDesk:
                 )
             elif (one := flying.pop(delivery.message, None)) is not None:  # a message is answered once
                 self._answered(one, delivery)
+        self._locate()
 
     def _answered(self, one: SiteState, delivery: Delivery) -> None:
         one.message = None
@@ -269,7 +278,17 @@ class RoundDesk:
             return
         one.reply = reply
         one.replied_s = self._run.clock() - self._began
-        one.fetch = self._run.fetchers.submit(self._fetch_update, one, reply)
+        self._accepted.append((one, reply.update, reply.receipt))
+
+    def _locate(self) -> None:
+        """Ask the hub once where all updates lie that were accepted meanwhile, and begin to fetch them."""
+        if not self._accepted:
+            return
+        accepted, self._accepted = self._accepted, []
+        found = self._run.client.updates(self._run.plan, [update.sha256 for _, update, _ in accepted])
+        for one, update, receipt in accepted:
+            location = found.get(update.sha256)
+            one.fetch = self._run.fetchers.submit(self._fetch_update, one, update, receipt, location)
 
     def _check_receipt(self, one: SiteState, reply: OrderReply, reference: ReceiptReference) -> None:
         """The receipt says what the reply says, of this round; the hub tells later whether it is logged.
@@ -297,14 +316,19 @@ class RoundDesk:
                     f"receipt of {one.site.institution}: its {name} should be {expected}, it is {found}",
                 )
 
-    def _fetch_update(self, one: SiteState, reply: OrderReply) -> Path:
+    def _fetch_update(
+        self,
+        one: SiteState,
+        update: UpdateReference,
+        receipt: ReceiptReference,
+        location: WeightsLocation | None,
+    ) -> Path:
         """The update, fetched and checked alone; runs in a thread beside the loop."""
-        update = reply.update
-        assert update is not None
-        location = self._run.client.weights(self._run.plan, update.sha256)
+        if location is None:
+            raise Rejected("E_NOT_FOUND", f"update of {one.site.institution}: it is not in the store")
         if location.size != update.size:
             raise Rejected("E_REPLY", f"update of {one.site.institution}: its size is not that of the upload")
-        if reply.receipt is None or reply.receipt.id not in location.receipts:
+        if receipt.id not in location.receipts:
             raise Rejected(
                 "E_RECEIPT", f"update of {one.site.institution}: the receipt that was sent is not in the log"
             )
@@ -328,11 +352,7 @@ class RoundDesk:
             coming, one.fetch = one.fetch, None
             try:
                 one.path = coming.result()
-            except (Rejected, Refused) as error:
-                self._disprove(one.site.dataset, error)
-            except Unchecked as error:
-                if error.code != "E_NOT_FOUND":  # our own trouble; that it was never uploaded is the site's
-                    raise
+            except (Rejected, Refused) as error:  # anything else is our own trouble
                 self._disprove(one.site.dataset, error)
             else:
                 assert one.reply is not None

@@ -19,6 +19,7 @@ from federation.messages import OrderReply, RefusalNote
 from federation.orders import Order, told
 from federation.reaching import ON_THE_WAY
 from federation.site_log import SiteLog, outward
+from federation.wire import Upload, UploadRequest
 from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Rejected, Unchecked
 from storage.signing import open_envelope
@@ -68,30 +69,30 @@ class SiteWord:
         self._log = log
 
     def receipt(
-        self, order: Order, consent: Consent, answer: Answer, *, completes: str | None = None
-    ) -> tuple[str, bytes]:
+        self, order: Order, consent: Consent, answer: Answer, *, announces: UploadRequest | None = None
+    ) -> tuple[str, bytes, Upload | None]:
         """The receipt of an answer, in the log: as it is there, as it was signed, or signed afresh.
 
         ``previous`` names the last receipt that the hub admitted; one that was not admitted in time is void,
         and the fresh one follows the same.
 
         Args:
-            completes: the upload of the update, where all bytes are in the store and the hub is to know.
+            announces: the update that it speaks of, where it is to be sent.
+        Returns:
+            Its id and bundle, and the upload of an update that was announced with it now.
         """
         if answer.logged and answer.receipt_id is not None and answer.receipt is not None:
-            if completes is not None:
-                self._client.upload_complete(completes)
-            return answer.receipt_id, answer.receipt
+            return answer.receipt_id, answer.receipt, None
         bundle = answer.receipt if self._still_fresh(answer.receipt) else None
         if bundle is None:
             bundle = self._sign_receipt(order, consent, answer)
             self._ledger.save_receipt(answer, open_envelope(bundle).id, bundle, logged=False)
         files = {} if answer.figures is None else {FIGURES_FILE: answer.figures}
-        record = self._client.post_statement(bundle, files, completes=completes)
+        record = self._client.post_statement(bundle, files, announces=announces)
         logged = record.bundle.encode()
         self._check_own_receipt(answer, logged, record.id)
         self._ledger.save_receipt(answer, record.id, logged, logged=True)
-        return record.id, logged
+        return record.id, logged, record.upload
 
     def _sign_receipt(self, order: Order, consent: Consent, answer: Answer) -> bytes:
         last = self._ledger.last_answer(answer.plan, answer.dataset, answer.action, logged=True)

@@ -67,6 +67,7 @@ def send_file(
     check_wait_s: float = CHECK_WAIT_S,
     known: tuple[str, int] | None = None,
     hashed: tuple[str, int, Sequence[str] | None] | None = None,
+    announced: Upload | None = None,
     settled: bool = True,
 ) -> Upload:
     """Bring a file into the store and return its upload, in state ``stored``.
@@ -80,17 +81,19 @@ def send_file(
         known: digest and size of the file, from who has just written it. It then goes whole under one order,
             which the store checks as it comes; only a line that breaks on the way makes it go in parts, for
             which it is read again.
+        announced: what the hub answered, where the whole of a ``known`` file was announced to it before.
         hashed: digest, size and part digests from who has just read it, as for a manifest: it goes in parts,
             and is not read once more for them.
         settled: wait until the hub has it; else return once all bytes are in the store: in state
-            ``checking``, or ``open`` where it went whole, for whoever speaks of it next to complete.
+            ``checking``, or ``open`` where it went whole: the hub takes note when a coordinator asks for it.
     Raises:
         Rejected: ``E_FILE_CHANGED``; the file is no longer what was announced.
         Refused: the hub or the store does not take it.
         Unchecked: ``E_STORE_UNREACHABLE`` after several tries, ``E_UPLOAD_CHECKING`` (still being checked).
     """
     if known is not None and known[1] <= ORDER_BYTES:
-        whole = _send_whole(client, path, *known, plan, progress, complete=settled)
+        upload = announced or client.upload(*known, plan=plan)
+        whole = _send_whole(client, path, upload, *known, progress, complete=settled)
         if whole is not None:
             return whole
     sha256, size, parts = hashed or hash_file(path)
@@ -103,7 +106,8 @@ def send_file(
             upload = upload.model_copy(update={"orders": upload.orders[1:], "done_parts": [first.part]})
             if (time.monotonic() - began) * len(parts) < QUICK_S:
                 # A line this quick carries all of it at once: no parts to join, and none to read again.
-                whole = _send_whole(client, path, sha256, size, plan, progress)
+                again = client.upload(sha256, size, plan=plan)
+                whole = _send_whole(client, path, again, sha256, size, progress)
                 if whole is not None:
                     return whole
     while upload.state == "open":
@@ -123,15 +127,14 @@ def send_file(
 def _send_whole(
     client: Uploads,
     path: Path,
+    upload: Upload,
     sha256: str,
     size: int,
-    plan: str | None,
     progress: Progress | None,
     *,
     complete: bool = True,
 ) -> Upload | None:
     """Send a file under one order for all of it; None when it broke on the way."""
-    upload = client.upload(sha256, size, plan=plan)
     if upload.state != "open":
         return upload
     try:

@@ -127,7 +127,7 @@ class PersonalToken(Wire):
 class StatementPost(Wire):
     bundle: str
     attachments: dict[str, str] = Field(default_factory=dict)  # file name -> base64, e.g. croissant.json
-    completes: str | None = Field(default=None, max_length=64)  # an upload: all its bytes are in the store
+    announces: "UploadRequest | None" = None  # a file that it speaks of, and that has yet to be sent
 
 
 class StatementRecord(Wire):
@@ -136,6 +136,7 @@ class StatementRecord(Wire):
     kind: str
     issuer: Name
     bundle: str
+    upload: "Upload | None" = None  # of the file that was announced with it
 
 
 class StatementPage(Wire):
@@ -188,6 +189,14 @@ class WeightsLocation(Wire):
     url: str
     parts: list[Digest] | None = None
     receipts: list[Digest] = Field(default_factory=list)  # for the coordinator: logged ones of this update
+
+
+class UpdatesRequest(Wire):
+    digests: list[Digest] = Field(min_length=1, max_length=1000)
+
+
+class Updates(Wire):
+    updates: list[WeightsLocation]  # of those asked for that are in the store
 
 
 class StoredFile(Wire):

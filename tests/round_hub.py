@@ -226,6 +226,7 @@ class RoundHub:
 
     def file(self, sha256: str, path: Path) -> Path:
         """A stored object as a file."""
+        self.updates([sha256])
         path.write_bytes(self.store.get(self.objects[sha256].key))
         return path
 
@@ -333,6 +334,12 @@ class RoundHub:
         return wire.WeightsLocation(
             sha256=sha256, size=found.size, url=url, parts=found.parts, receipts=receipts
         )
+
+    def updates(self, digests: Sequence[str]) -> dict[str, wire.WeightsLocation]:
+        for upload_id, sent in list(self.uploads.items()):
+            if sent.request.sha256 in digests and self.store.size(sent.key) == sent.request.size:
+                self.complete(upload_id, {})
+        return {one: self.weights(one) for one in digests if one in self.objects}
 
     def work(self) -> wire.Work:
         assert self.plan is not None
@@ -470,12 +477,12 @@ class LocalClient:
         bundle: bytes | str,
         attachments: Mapping[str, bytes] | None = None,
         *,
-        completes: str | None = None,
+        announces: wire.UploadRequest | None = None,
     ) -> wire.StatementRecord:
-        if completes is not None:
-            self.upload_complete(completes)
         self.hub.files |= {sha256_hex(data): data for data in (attachments or {}).values()}
-        return self.hub.post(bundle if isinstance(bundle, str) else bundle.decode())
+        record = self.hub.post(bundle if isinstance(bundle, str) else bundle.decode())
+        upload = None if announces is None else self.hub.upload(announces)
+        return record.model_copy(update={"upload": upload})
 
     def statistics(self, plan_id: str) -> wire.JointStatistics:
         return self.hub.joint_statistics()
@@ -508,6 +515,9 @@ class LocalClient:
 
     def weights(self, plan_id: str, sha256: str) -> wire.WeightsLocation:
         return self.hub.weights(sha256)
+
+    def updates(self, plan_id: str, digests: Sequence[str]) -> dict[str, wire.WeightsLocation]:
+        return self.hub.updates(digests)
 
     def app(self, sha256: str) -> wire.WeightsLocation:
         return self.hub.weights(sha256)
@@ -608,7 +618,9 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
             return {"roots": client.keyring(name)}
         case "POST", ["statements"]:
             files = {name: unb64(text) for name, text in said.get("attachments", {}).items()}
-            found = client.post_statement(said["bundle"], files, completes=said.get("completes"))
+            found = client.post_statement(
+                said["bundle"], files, announces=wire.StatementPost.model_validate(said).announces
+            )
         case "GET", ["statements"]:
             return {"items": [one.model_dump(mode="json") for one in client.all_statements()], "next": None}
         case "POST", ["sites"]:
@@ -625,6 +637,9 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
             found = hub.work()
         case "GET", ["runs", _, "weights", sha256] | ["apps", sha256]:
             found = hub.weights(sha256)
+        case "POST", ["runs", _, "updates"]:
+            asked = wire.UpdatesRequest.model_validate(said)
+            found = wire.Updates(updates=list(hub.updates(asked.digests).values()))
         case "POST", ["runs", _, "orders"]:
             found = hub.orders(wire.OrdersRequest.model_validate(said))
         case "GET", ["runs", _, "statistics"]:

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response
 from federation import wire
 from hub.api.auth import Coordinator, HubHere, WriteSession
 from hub.api.problems import responses
-from hub.services import figures, rounds
+from hub.services import figures, rounds, runs
 
 router = APIRouter(tags=["coordinator"])
 
@@ -22,6 +22,12 @@ def orders(
 ) -> wire.Orders:
     """The hub's signed order to each consenting site, for one round."""
     return rounds.orders(hub, session, actor, plan, request)
+
+
+@router.post("/runs/{plan}/updates", responses=responses())
+def updates(hub: HubHere, actor: Coordinator, plan: str, request: wire.UpdatesRequest) -> wire.Updates:
+    """Where updates of sites can be read now, each with its logged receipts; those not there are left out."""
+    return runs.updates(hub, actor, plan, request.digests)
 
 
 @router.post("/runs/{plan}/rounds", responses=responses(404, 409))

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession
+from hub.api.auth import CurrentActor, HubHere, ReadSession, actor_at_once
 from hub.api.problems import responses
-from hub.services import packs, statements, uploads
+from hub.context import Hub
+from hub.services import packs, posting, statements
 
 router = APIRouter(tags=["statements"])
 Filter = Annotated[str | None, Query(max_length=300)]
@@ -18,12 +19,22 @@ ZIP = {"content": {"application/zip": {}}, "description": "The pack as a zip arc
 def post(hub: HubHere, actor: CurrentActor, request: wire.StatementPost) -> wire.StatementRecord:
     """Log the caller's own signed statement; a repeat answers with the first's index.
 
-    With `completes` an upload that it speaks of is completed first.
+    What it `announces` gets orders in the same answer.
     """
-    if request.completes is not None:
-        uploads.complete(hub, actor, request.completes)
-    with hub.database.session_scope() as session:
-        return statements.post(hub, session, actor, request)
+    return posting.post(hub, actor, request)
+
+
+def post_answer(hub: Hub, request: Request, body: bytes) -> Response:
+    """The same in one go (``hub.api.quick``).
+
+    Raises:
+        FedhubError, ValidationError: nothing was logged.
+    """
+    posted = wire.StatementPost.model_validate_json(body)
+    with hub.database.glance() as glance:
+        actor = actor_at_once(request, hub, glance)
+    made = posting.post(hub, actor, posted)
+    return Response(made.model_dump_json(), media_type="application/json")
 
 
 @router.get("/statements", responses=responses())

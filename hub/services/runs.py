@@ -5,6 +5,7 @@ runs, which are attempts at the run. Every stop says why and what to do next, in
 coordinator's side is ``services.rounds``."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from sqlalchemy import event
@@ -15,7 +16,7 @@ from federation.wire import RunState, WeightsLocation
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import conflict, not_found
-from hub.services import events, faults, plans
+from hub.services import events, faults, plans, uploads
 from hub.services.events import Kind
 from hub.tables import (
     AttemptRow,
@@ -149,6 +150,7 @@ def close(hub: Hub, session: Session, run: RunRow, state: RunState, reason: str 
         session.add(attempt)
     data = {"state": state, "reason": None if reason is None else reason[: events.MAX_TEXT]}
     events.append(session, run.plan, Kind.RUN_ENDED, data, at=now)
+    _call_supervisor(hub, session)
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -259,8 +261,8 @@ def participation(session: Session) -> dict[str, int]:
 
 
 def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str) -> WeightsLocation:
-    """Where a run's weights can be read now: the base weights and every aggregate; for the coordinator
-    updates too; for owner, auditors and operator those of closed rounds, where the plan keeps them.
+    """Where a run's weights can be read now: the base weights and every aggregate; for owner, auditors and
+    operator also updates of closed rounds, where the plan keeps them.
 
     A participant reads them while its consent stands, so that who took it back gets nothing further.
 
@@ -277,11 +279,7 @@ def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str)
     )
     if not audits:
         decide(actor, "read weights", thing)
-    if actor.by == "coordinator":
-        found = _for_coordinator(hub, session, row, sha256, actor)
-        if found is not None:
-            return found
-    elif (
+    if (
         sha256 == row.weights
         or _is_aggregate(session, plan_id, sha256)
         or (audits and _counts(session, plan_id, sha256))
@@ -290,48 +288,52 @@ def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str)
     raise not_found("weights", sha256, f"They are no base weights or aggregate of run {plan_id}.")
 
 
-def _for_coordinator(
-    hub: Hub, session: Session, row: PlanRow, sha256: str, actor: Actor
-) -> WeightsLocation | None:
-    """Weights, or an update with the receipts that are logged about it."""
-    receipts = _receipts(session, row.id, sha256)
-    if sha256 == row.weights or _is_aggregate(session, row.id, sha256):
-        found = locate(hub, session, sha256, actor)
-        return found.model_copy(update={"receipts": receipts})
-    upload = session.exec(
-        select(UploadRow).where(
-            UploadRow.plan == row.id,
-            UploadRow.sha256 == sha256,
-            col(UploadRow.state).in_(("checking", "stored")),
-        )
-    ).first()
-    if upload is None:
-        return None
-    if upload.state == "checking":
-        # A larger update need not wait for the hub's own reading: the coordinator checks what it reads.
-        found = _location(hub, actor, sha256, upload.size, upload.key, upload.parts)
-    else:
-        found = locate(hub, session, sha256, actor)
-    return found.model_copy(update={"receipts": receipts})
+def updates(hub: Hub, actor: Actor, plan_id: str, digests: Sequence[str]) -> wire.Updates:
+    """Where updates of a run's sites can be read now, each with the receipts that are logged about it.
+
+    What is not in the store is left out. A larger update need not wait for the hub's own reading: the
+    coordinator checks what it reads.
+    """
+    decide(actor, "coordinate", Thing(f"run {plan_id}"))
+    uploads.settle_sent(hub, plan_id, digests)
+    with hub.database.session_scope(write=False) as session:
+        query = select(UploadRow).where(UploadRow.plan == plan_id, col(UploadRow.sha256).in_(digests))
+        sent = session.exec(query.where(col(UploadRow.state).in_(("checking", "stored")))).all()
+        stored = [row.sha256 for row in sent if row.state == "stored"]
+        files: dict[str, BlobRow | UploadRow] = {row.sha256: row for row in sent}
+        files |= {
+            row.sha256: row for row in session.exec(select(BlobRow).where(col(BlobRow.sha256).in_(stored)))
+        }
+        receipts = _receipts(session, plan_id, files)
+        found = [
+            _location(hub, actor, sha256, file.size, file.key, file.parts).model_copy(
+                update={"receipts": receipts[sha256]}
+            )
+            for sha256, file in files.items()
+        ]
+    return wire.Updates(updates=found)
 
 
-def _receipts(session: Session, plan_id: str, sha256: str) -> list[str]:
-    """Ids of the logged receipts of a plan's sites about these bytes."""
+def _receipts(session: Session, plan_id: str, digests: Iterable[str]) -> dict[str, list[str]]:
+    """Ids of the logged receipts of a plan's sites, by the bytes that they are about."""
     query = (
-        select(StatementRow.id)
+        select(StatementSubjectRow.digest, StatementRow.id)
         .join(StatementSubjectRow, col(StatementSubjectRow.statement) == StatementRow.id)
         .where(
-            StatementSubjectRow.digest == sha256,
+            col(StatementSubjectRow.digest).in_(list(digests)),
             StatementRow.kind == "receipt",
             StatementRow.plan == plan_id,
         )
     )
-    return list(session.exec(query))
+    found: dict[str, list[str]] = defaultdict(list)
+    for digest, receipt in session.exec(query):
+        found[digest].append(receipt)
+    return found
 
 
 def _counts(session: Session, plan_id: str, sha256: str) -> bool:
     """Whether a closed round counts an update with these bytes."""
-    receipts = set(_receipts(session, plan_id, sha256))
+    receipts = set(_receipts(session, plan_id, [sha256])[sha256])
     rounds = session.exec(select(RoundRow.receipts).where(RoundRow.plan == plan_id)) if receipts else ()
     return any(receipts & set(listed) for listed in rounds)
 

@@ -55,7 +55,7 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
         there = _is_there(hub, session, actor, request)
     if row is not None:
         same = _settle_as_there(hub, row.id) if there else None
-        return fresh_orders(hub, actor, row.id) if same is None else _answer(hub, same)
+        return fresh_orders(hub, actor, row.id) if same is None else answer(hub, same)
     row = _new_row(hub, actor, request, stored=there)
     if request.parts is not None and not there:
         row.multipart = hub.store.begin_parts(row.key)
@@ -72,7 +72,29 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         raise
-    return announce(hub, actor, request) if swept else _answer(hub, row)
+    return announce(hub, actor, request) if swept else answer(hub, row)
+
+
+def announce_whole(hub: Hub, session: Session, actor: Actor, request: UploadRequest) -> UploadRow:
+    """As ``announce``, in the caller's transaction, for a file of a run that goes whole.
+
+    Raises:
+        Refused: as ``announce``; ``E_FIELD``, it goes in parts, or belongs to no run.
+    """
+    if request.parts is not None or request.plan is None:
+        raise bad_field("announces", "only a run's file that goes whole is announced with a statement")
+    _check_announced(hub, request)
+    _check_may_upload(session, actor, request)
+    row = _open_upload(session, actor, request)
+    if row is None:
+        there = _is_there(hub, session, actor, request) and hold_blob(session, request.sha256) is not None
+        row = _new_row(hub, actor, request, stored=there)
+        if not there:
+            _check_open_uploads(hub, session, row.uploader)
+        session.add(row)
+    elif row.state == "open":
+        row.expires_at = hub.ledger.now() + hub.settings.upload_hours * 3600
+    return row
 
 
 def _settle_as_there(hub: Hub, upload_id: str) -> UploadRow | None:
@@ -202,7 +224,7 @@ def fresh_orders(hub: Hub, actor: Actor, upload_id: str) -> Upload:
     _raise_if_refused(row)
     if row.state == "open" and _is_joined(hub, row):
         return complete(hub, actor, upload_id)
-    return _answer(hub, row)
+    return answer(hub, row)
 
 
 def _is_joined(hub: Hub, row: UploadRow) -> bool:
@@ -218,7 +240,8 @@ def _owned(session: Session, actor: Actor, upload_id: str) -> UploadRow:
     return row
 
 
-def _answer(hub: Hub, row: UploadRow) -> Upload:
+def answer(hub: Hub, row: UploadRow) -> Upload:
+    """An upload as its uploader is told of it, with orders for what is missing."""
     if row.state != "open":
         return Upload(id=row.id, state="stored" if row.state == "stored" else "checking")
     store = hub.coordinator_store if row.uploader == COORDINATOR_NAME else hub.store
@@ -262,19 +285,19 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
         row = _owned(session, actor, upload_id)
     _raise_if_refused(row)
     if row.state != "open":
-        return _answer(hub, row)
+        return answer(hub, row)
     if row.parts is None or row.multipart is None:
         if not came_whole(hub, row):
             size = hub.store.size(row.key)
             raise _incomplete(row, f"the store holds {size or 'no'} bytes of it, announced were {row.size}")
-        return _answer(hub, settle(hub, row.id, checked_by="store"))
+        return answer(hub, settle(hub, row.id, checked_by="store"))
     if not _is_joined(hub, row):
         _join(hub, row, row.multipart, len(row.parts))
     with hub.database.session_scope() as session:
         row = _owned(session, actor, upload_id)
         if row.state == "open":
             row.state = "checking"
-    return _answer(hub, row)
+    return answer(hub, row)
 
 
 def came_whole(hub: Hub, row: UploadRow) -> bool:
@@ -308,23 +331,44 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
         row = session.get(UploadRow, upload_id)
     if row is not None and row.plan is None and row.state != "stored":
         hub.store.sync(row.key)
-    spare = None
+    (found,) = _settle(hub, [upload_id], checked_by)
+    if found is None:
+        raise not_found("upload", upload_id)
+    return found
+
+
+def settle_sent(hub: Hub, plan: str, digests: Iterable[str]) -> None:
+    """Settle those of a run's open uploads that have come whole, all at once."""
+    with hub.database.session_scope(write=False) as session:
+        query = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "open")
+        rows = session.exec(query.where(col(UploadRow.sha256).in_(set(digests)))).all()
+    whole = [row.id for row in rows if came_whole(hub, row)]
+    if whole:
+        _settle(hub, whole, "store")
+
+
+def _settle(hub: Hub, upload_ids: Iterable[str], checked_by: str) -> list[UploadRow | None]:
+    """The settled uploads; None for one that is gone."""
+    spare: list[UploadRow] = []
+    settled: list[UploadRow] = []
     with hub.database.session_scope() as session:
-        row = session.get(UploadRow, upload_id, with_for_update=True)
-        if row is None:
-            raise not_found("upload", upload_id)
-        if row.state == "stored":
-            return row
-        blob = hold_blob(session, row.sha256) or add_blob(session, row, checked_by, hub.ledger.now())
-        row.state = "stored"
-        spare = row.key if blob.key != row.key else None
-    if spare is not None:
+        rows = [session.get(UploadRow, each, with_for_update=True) for each in upload_ids]
+        for row in rows:
+            if row is None or row.state == "stored":
+                continue
+            blob = hold_blob(session, row.sha256) or add_blob(session, row, checked_by, hub.ledger.now())
+            row.state = "stored"
+            settled.append(row)
+            if blob.key != row.key:
+                spare.append(row)
+    for row in spare:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
-        hub.store.delete(spare)
-    if row.parts is None and row.size > PART_BYTES:
-        _drop_parts(hub, row)
-    return row
+        hub.store.delete(row.key)
+    for row in settled:
+        if row.parts is None and row.size > PART_BYTES:
+            _drop_parts(hub, row)
+    return rows
 
 
 def _drop_parts(hub: Hub, stored: UploadRow) -> None:

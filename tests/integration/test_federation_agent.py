@@ -20,7 +20,7 @@ from federation.ledger import SiteLedger
 from federation.messages import InputReference, OrderMessage, OrderReply
 from federation.plan import read_config
 from federation.rotation import finish_rotation, prepare_rotation
-from federation.wire import OrdersRequest, StatementRecord
+from federation.wire import OrdersRequest, StatementRecord, UploadRequest
 from storage.encoding import b64, canonical, format_time, sha256_hex, unb64
 from storage.errors import Refused, Unchecked
 from storage.manifests import hash_file
@@ -281,9 +281,10 @@ def test_an_update_is_not_read_again_to_be_sent(site: Site, monkeypatch: pytest.
 def test_an_update_that_the_hub_has_lost_is_sent_again(site: Site, trained: list[int]) -> None:
     first = site.do(1)
     assert first.update is not None
+    assert list(site.hub.updates([first.update.sha256])) == [first.update.sha256]
     del site.hub.objects[first.update.sha256]
     site.do(1)
-    assert first.update.sha256 in site.hub.objects
+    assert list(site.hub.updates([first.update.sha256])) == [first.update.sha256]
     assert trained.count(1) == 1
 
 
@@ -304,9 +305,9 @@ def test_after_such_a_crash_the_same_receipt_is_logged(site: Site, monkeypatch: 
     real = site.client.post_statement
     posted: list[bytes] = []
 
-    def logs_and_dies(bundle: bytes, *_: object, completes: str | None) -> StatementRecord:
+    def logs_and_dies(bundle: bytes, *_: object, announces: UploadRequest | None) -> StatementRecord:
         posted.append(bundle)
-        real(bundle, completes=completes)
+        real(bundle, announces=announces)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(site.client, "post_statement", logs_and_dies)
@@ -682,7 +683,7 @@ def test_a_refusal_that_the_hub_could_not_log_is_in_the_reply_and_in_the_ledger(
     assert [one.logged for one in site.ledger.refusals()] == [False]
 
 
-@pytest.mark.parametrize("name", ["weights", "upload", "plan"])
+@pytest.mark.parametrize("name", ["weights", "post_statement", "plan"])
 def test_a_hub_that_is_away_is_a_reason_to_ask_again(
     site: Site, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -289,22 +289,60 @@ def test_a_report_completes_the_upload_of_its_aggregate(setting: Setting) -> Non
     assert blob(setting, digest(made)) is not None
 
 
-def test_a_statement_completes_the_upload_that_it_speaks_of_or_is_not_logged(setting: Setting) -> None:
+def receipt_of(setting: Setting, journey: Journey, update: str) -> bytes:
+    home, consent = setting.alliance.homes[LABS[0]], journey.consents[LABS[0]]
+    members = {"action": "train", "grant": consent, "plan": journey.id, "round": 1, "examples": 5}
+    return home.sign("receipt", [("update.safetensors", update)], {**members, "input": digest(BASE)})
+
+
+def test_an_update_announced_with_its_receipt_is_there_once_its_bytes_are(setting: Setting) -> None:
     journey, made = setting.running(), weights(78)
-    home = setting.alliance.homes[LABS[0]]
+    update, asked = digest(made), wire.UploadRequest(sha256=digest(made), size=len(made), plan=journey.id)
+    path = setting.alliance.folder / "announced"
+    path.write_bytes(made)
+    with setting.alliance.as_(LABS[0], "snapshot") as lab, setting.alliance.coordinator() as coordinator:
+        bundle = receipt_of(setting, journey, update)
+        first = lab.post_statement(bundle, announces=asked)
+        assert first.upload is not None and first.upload.state == "open"
+        again = lab.post_statement(bundle, announces=asked)  # after a crash, say
+        assert again.upload is not None and (again.id, again.upload.id) == (first.id, first.upload.id)
+        assert coordinator.updates(journey.id, [update]) == {}
+        known = (update, len(made))
+        sent = send_file(lab, path, plan=journey.id, known=known, announced=first.upload, settled=False)
+        assert sent.state == "open" and blob(setting, update) is None
+        assert coordinator.updates(journey.id, [update])[update].receipts == [first.id]
+        assert blob(setting, update) is not None
+        third = lab.post_statement(bundle, announces=asked)
+        assert third.upload is not None and third.upload.state == "stored"
+
+
+def test_updates_of_the_same_bytes_become_one_blob(setting: Setting) -> None:
+    journey, made = setting.running(), weights(79)
+    with setting.alliance.coordinator() as coordinator:
+        for name in LABS[:2]:
+            with setting.alliance.as_(name, "snapshot") as lab:
+                left_open(lab, setting.alliance.folder, made, journey.id)
+        found = coordinator.updates(journey.id, [digest(made)])[digest(made)]
+    assert httpx.get(found.url, trust_env=False).content == made
+    with setting.alliance.hub.database.session_scope(write=False) as session:
+        rows = session.exec(select(UploadRow).where(UploadRow.sha256 == digest(made))).all()
+    kept = [row.key for row in rows if setting.alliance.store.size(row.key) is not None]
+    assert [row.state for row in rows] == ["stored", "stored"] and len(kept) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [("E_FIELD", {"plan": None}), ("E_ACCESS", {"plan": "0" * 64}), ("E_LIMIT", {"size": 1 << 60})],
+)
+def test_a_receipt_is_not_logged_without_what_it_announces(
+    setting: Setting, code: str, changes: dict[str, Any]
+) -> None:
+    journey, made = setting.running(), weights(80)
+    told = {"sha256": digest(made), "size": len(made), "plan": journey.id, **changes}
+    bundle = receipt_of(setting, journey, digest(made))
     with setting.alliance.as_(LABS[0], "snapshot") as lab:
-        announced = lab.upload(digest(made), len(made), plan=journey.id)
-        members = {"plan": journey.id, "order": "1" * 64, "round": 1, "code": "E_SITE_IO"}
-        refusal = home.sign("refusal", [("input.safetensors", digest(BASE))], members)
-        refused("E_INCOMPLETE", lab.post_statement, refusal, completes=announced.id)
-        assert open_envelope(refusal).id not in {one.id for one in lab.all_statements(kind="refusal")}
-        with setting.alliance.as_(LABS[1], "snapshot") as other:
-            refused("E_NOT_FOUND", other.post_statement, refusal, completes=announced.id)
-        sent = left_open(lab, setting.alliance.folder, made, journey.id)
-        assert sent.state == "open" and blob(setting, digest(made)) is None
-        lab.post_statement(refusal, completes=sent.id)
-        assert blob(setting, digest(made)) is not None
-        lab.post_statement(refusal, completes=sent.id)  # a repeat changes nothing
+        refused(code, lab.post_statement, bundle, announces=wire.UploadRequest.model_validate(told))
+        assert open_envelope(bundle).id not in {one.id for one in lab.all_statements(kind="receipt")}
 
 
 @pytest.mark.parametrize(
@@ -416,8 +454,10 @@ def test_weights_are_for_owner_consenting_participants_and_coordinator(setting: 
         refused("E_NOT_FOUND", owner.weights, journey.id, update)
         refused("E_NOT_FOUND", lab.weights, journey.id, update)
     with setting.alliance.coordinator() as coordinator:
-        assert digest(location(coordinator, update)) == update
-        refused("E_NOT_FOUND", coordinator.weights, journey.id, "0" * 64)
+        (found,) = coordinator.updates(journey.id, [update, "0" * 64]).values()
+        assert digest(httpx.get(found.url, trust_env=False).content) == update
+        assert location(coordinator, digest(BASE)) == BASE
+        refused("E_NOT_FOUND", coordinator.weights, journey.id, update)
     for name in (LABS[2], FIRM):
         with setting.alliance.as_(name, "snapshot") as other:
             refused("E_NOT_FOUND", other.weights, journey.id, digest(BASE))
@@ -434,10 +474,14 @@ def test_the_coordinator_hears_which_receipts_of_an_update_are_logged(setting: S
         unsigned = weights(5, 6, 7)
         setting.alliance.send(lab, unsigned, plan=journey.id)
     with setting.alliance.coordinator() as coordinator:
-        assert coordinator.weights(journey.id, update).receipts == [receipt]
-        assert coordinator.weights(journey.id, digest(unsigned)).receipts == []
+        found = coordinator.updates(journey.id, [update, digest(unsigned)])
+    assert {sha256: one.receipts for sha256, one in found.items()} == {
+        update: [receipt],
+        digest(unsigned): [],
+    }
     with setting.alliance.as_(OWNER) as owner:
         assert owner.weights(journey.id, digest(BASE)).receipts == []
+        refused("E_ACCESS", owner.updates, journey.id, [update])
 
 
 @pytest.mark.parametrize("keeps", [True, False])
