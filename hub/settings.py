@@ -289,7 +289,7 @@ class Settings(BaseSettings):
 
     # --- background work ---
     publish_batch_s: float = _setting(
-        0.1,
+        0.5,
         "How long the publisher gathers new log entries before it signs a checkpoint.",
         "seconds",
         ge=0,
@@ -299,7 +299,7 @@ class Settings(BaseSettings):
         1.0, "How often the publisher looks for entries of other processes.", "seconds", gt=0, le=60
     )
     supervise_s: float = _setting(
-        0.5, "How often the supervisor of runs looks at the work it holds.", "seconds", gt=0, le=60
+        1.0, "How often the supervisor of runs looks at the work it holds.", "seconds", gt=0, le=60
     )
     lease_s: int = _setting(
         10, "Life of the supervisor's lease; another process takes over after it.", "seconds", ge=2, le=600

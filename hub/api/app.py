@@ -223,7 +223,7 @@ def create_app(settings: Settings, *, hub: Hub | None = None) -> FastAPI:
         app.state.error_page = pages.error_page
     for router in (*HUGGINGFACE, *REGISTRIES):
         app.include_router(router)
-    app.add_middleware(QuickPaths, hub=here, lane=app.state.lanes.reads)
+    app.add_middleware(QuickPaths, hub=here, lanes=app.state.lanes)
     app.add_middleware(Doorkeeper, settings=settings, observe=app.state.meters.observe)
     _describe(app)
     return app

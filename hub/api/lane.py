@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from hub.database import Database
 
 READS_SQLITE, READS_POSTGRESQL = 1, 3  # threads
+WRITES_SQLITE, WRITES_POSTGRESQL = 1, 3
 _T = TypeVar("_T")
 _Work = tuple[asyncio.Future[Any], Callable[[], Any]]
 
@@ -48,11 +49,13 @@ class Lanes:
         reads: a few indexed reads each. On SQLite one thread: Python runs one at a time anyway, and
             threads that wait for each other cost more than their work; on PostgreSQL a few, which wait for
             the server.
+        writes: one short transaction each. On SQLite one thread: only one can write anyway.
         endings: ends of transactions, as many as there can be: none waits for another one's.
     """
 
     def __init__(self, database: Database, pool: int) -> None:
         self.reads = Lane(READS_SQLITE if database.is_sqlite else READS_POSTGRESQL)
+        self.writes = Lane(WRITES_SQLITE if database.is_sqlite else WRITES_POSTGRESQL)
         self.endings = Lane(pool)
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
 from hub.api.paging import Cursor, link_next
 from hub.api.problems import responses
 from hub.context import Hub
@@ -67,12 +67,21 @@ def resume(hub: HubHere, session: WriteSession, actor: CurrentActor, plan: str) 
     return runs.resume(hub, session, actor, plan)
 
 
-@router.get("/runs/{plan}/weights/{sha256}", responses=responses(404))
-def weights(
-    hub: HubHere, session: ReadSession, actor: CurrentActor, plan: str, sha256: str
-) -> wire.WeightsLocation:
+@router.get("/runs/{plan}/weights/{sha256}", response_model=wire.WeightsLocation, responses=responses(404))
+def weights(hub: HubHere, request: Request, plan: str, sha256: str) -> Response:
     """Where weights of a run can be read now: for its owner, consenting participants and the coordinator."""
-    return runs.weights(hub, session, actor, plan, sha256)
+    del plan, sha256  # read from the request: ``hub.api.quick`` calls the same
+    return weights_answer(hub, request)
+
+
+def weights_answer(hub: Hub, request: Request, brief: bool = True) -> Response:
+    """The answer to a request for weights; it is always brief (``hub.api.quick``)."""
+    del brief
+    plan, sha256 = request.path_params["plan"], request.path_params["sha256"]
+    with hub.database.glance() as glance:
+        actor = actor_at_once(request, hub, glance)
+        found = runs.weights(hub, glance.session, actor, plan, sha256)
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
 @router.get("/runs/{plan}/statistics", responses=responses(404))

@@ -76,6 +76,26 @@ def test_a_failure_that_nobody_foresaw_is_told_as_everywhere(
         assert client.get(path).status_code == 200
 
 
+STATEMENTS, WEIGHTS = "/api/v1/statements", "/api/v1/runs/{plan}/weights/{sha256}"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [({"bundle": "{}"}, 422, "E_BUNDLE"), ({"bundle": 1}, 422, "E_FIELD"), ({}, 422, "E_FIELD")],
+)
+def test_a_statement_that_cannot_be_logged_is_told_by_the_application(
+    hub: HubInProcess, body: dict[str, object], status: int, code: str
+) -> None:
+    with hub.http(token=TOKEN) as client:
+        answer = client.post(STATEMENTS, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert client.get(f"/api/v1/runs/{'0' * 64}/weights/{'0' * 64}").status_code == 404
+    with hub.http(token="fhp_" + "x" * 40) as client:
+        assert client.post(STATEMENTS, json=body).json()["code"] in ("E_TOKEN", "E_FIELD")
+        assert f'route="{STATEMENTS}",status="{status}"' in client.get("/metrics").text
+        assert f'route="{WEIGHTS}",status="404"' in client.get("/metrics").text
+
+
 def test_other_methods_are_left_to_the_application(hub: HubInProcess) -> None:
     with hub.http(token=TOKEN) as client:
         assert client.post(f"/api/models/{name_of(PUBLIC)}").status_code in (404, 405)
