@@ -7,8 +7,6 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-from pydantic import TypeAdapter
-
 from federation import wire
 from federation.connection import HubConnection, read_answer
 from storage.errors import Unchecked
@@ -66,7 +64,7 @@ class HubClient(HubConnection):
     def keyring(self, name: str) -> list[str]:
         """The roots of an institution's ring, oldest first, base64; check them against your own pin."""
         raw = self._call("GET", f"institutions/{_part(name)}/keyring", login=False)
-        return read_answer(raw, TypeAdapter(dict[str, list[str]]), "keyring").get("roots", [])
+        return read_answer(raw, dict[str, list[str]], "keyring").get("roots", [])
 
     def update_keyring(self, name: str, root: bytes, statement: bytes) -> wire.Institution:
         """Add the next ring version with its ``keyring`` statement (own institution, targets key)."""
@@ -204,12 +202,12 @@ class HubClient(HubConnection):
     def tag(self, name: str, tag: str, version: int) -> wire.ModelVersion:
         """Give a version a new tag."""
         raw = self._call("PUT", f"models/{_name(name)}/tags/{_part(tag)}", {"version": version})
-        return read_answer(raw, TypeAdapter(wire.ModelVersion), "tag")
+        return read_answer(raw, wire.ModelVersion, "tag")
 
     def set_visibility(self, name: str, visibility: str) -> wire.Model:
         """Say who may see a model: ``public``, ``gated`` or ``private``; to open it takes the targets key."""
         raw = self._call("PUT", f"models/{_name(name)}/visibility", {"visibility": visibility})
-        return read_answer(raw, TypeAdapter(wire.Model), "visibility")
+        return read_answer(raw, wire.Model, "visibility")
 
     def set_dataset_visibility(self, name: str, visibility: str) -> None:
         """Say who may see a shared data set: ``public``, ``gated`` or ``private``."""

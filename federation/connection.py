@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -117,10 +117,10 @@ class HubConnection:
     def _get(
         self, path: str, model: type[M], asked: Mapping[str, Any] | None = None, *, login: bool = True
     ) -> M:
-        return read_answer(self._call("GET", path, asked=asked, login=login), TypeAdapter(model), path)
+        return read_answer(self._call("GET", path, asked=asked, login=login), model, path)
 
     def _post(self, path: str, body: Json, model: type[M], *, login: bool = True) -> M:
-        return read_answer(self._call("POST", path, body, login=login), TypeAdapter(model), path)
+        return read_answer(self._call("POST", path, body, login=login), model, path)
 
     def _list(self, path: str, model: type[M], asked: Mapping[str, Any] | None = None) -> list[M]:
         """All pages: each answer is a list, and its ``Link`` header names the next page's cursor."""
@@ -130,7 +130,7 @@ class HubConnection:
             response = self._respond(
                 "GET", path, None, {**(asked or {}), "cursor": cursor}, True, ANSWER_LIMIT
             )
-            items += read_answer(response.content, TypeAdapter(list[model]), path)  # type: ignore[valid-type]
+            items += read_answer(response.content, list[model], path)  # type: ignore[valid-type]
             following = response.links.get("next", {}).get("url")
             if following is None:
                 return items
@@ -258,7 +258,7 @@ class HubConnection:
         if not response.is_success:
             check_skew(response.headers.get("date"), self.endpoint)
             raise error_of(response)
-        return read_answer(response.content, TypeAdapter(wire.AccessToken), "token")
+        return read_answer(response.content, wire.AccessToken, "token")
 
 
 def error_of(response: httpx.Response) -> FedhubError:
@@ -318,9 +318,15 @@ def _last_outcome(state: tenacity.RetryCallState) -> Any:
 T = TypeVar("T")
 
 
-def read_answer(raw: bytes, form: TypeAdapter[T], path: str) -> T:
+@cache
+def _reader(form: Any) -> TypeAdapter[Any]:
+    """What reads answers of a form; to make one takes longer than to read with it."""
+    return TypeAdapter(form)
+
+
+def read_answer(raw: bytes, form: type[T], path: str) -> T:
     try:
-        return form.validate_json(raw)
+        return cast(T, _reader(cast(Any, form)).validate_json(raw))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "answer"

@@ -49,10 +49,17 @@ def find_consent(home: Home, plan: str, dataset: str, action: str, *, now: float
         Refused: ``E_CONSENT``: there is none, or none for this action or time; ``E_REVOKED``: it was taken
             back.
     """
-    revoked = _revoked(home)
+    own = _own(home)
+    revoked = {
+        statement.subject
+        for statement in own
+        if statement.kind == "revocation" and statement.predicate["target"] == "statement"
+    }
     reasons: list[tuple[str, str]] = []
     found: list[tuple[int, Consent]] = []
-    for statement in _own(home, "grant"):
+    for statement in own:
+        if statement.kind != "grant":
+            continue
         consent = _consent(statement)
         if consent is None or (consent.plan, consent.dataset) != (plan, dataset):
             continue
@@ -121,12 +128,16 @@ def check_plan_allowed(
         )
 
 
-def _own(home: Home, kind: str) -> list[Statement]:
-    """Own statements of a kind whose signatures hold; a file slipped in is no decision of ours."""
+def _own(home: Home) -> list[Statement]:
+    """Own grants and revocations whose signatures hold; a file slipped in is no decision of ours."""
     ring = home.ring
     found = []
-    for statement, raw in home.statements(kind):
-        if statement.issuer != home.institution or statement.predicate["hub"] != home.hub:
+    for statement, raw in home.statements():
+        if (
+            statement.kind not in ("grant", "revocation")
+            or statement.issuer != home.institution
+            or statement.predicate["hub"] != home.hub
+        ):
             continue
         envelope = open_envelope(raw)
         keys = [version.roles["targets"].get(envelope.hint) for version in ring.versions.values()]
@@ -139,14 +150,6 @@ def _own(home: Home, kind: str) -> list[Statement]:
             continue
         found.append(statement)
     return found
-
-
-def _revoked(home: Home) -> set[str]:
-    return {
-        statement.subject
-        for statement in _own(home, "revocation")
-        if statement.predicate["target"] == "statement"
-    }
 
 
 def _consent(statement: Statement) -> Consent | None:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from federation.coordination import Coordinator
 
 POLL_S = 0.05
+GATHER_S = 0.004  # for each site in flight: answers of many are taken, and asked about, several at once
+GATHER_MOST_S = 0.2
 LOOK_S = 1.0  # how often SuperLink is asked which nodes are connected, while a site does not answer
 AGAIN_S = 5.0  # pause before a site that could not is asked again
 GONE_S = 60.0  # how long a round that has its quorum waits for a site that is not connected
@@ -217,6 +219,7 @@ class RoundDesk:
         if not wanted:
             time.sleep(min(wait_s, POLL_S))
             return
+        time.sleep(min(GATHER_MOST_S, GATHER_S * len(flying)))
         for delivery in self._run.exchange.collect(wanted, wait_s=wait_s):
             if delivery.message in self._run.late:
                 number, site = self._run.late.pop(delivery.message)

@@ -127,9 +127,15 @@ class SiteWord:
             Rejected: ``E_RECEIPT``: the hub answers with another paper.
         """
         envelope = open_envelope(bundle)
-        says = read_statement(envelope).predicate
-        subject = read_statement(envelope).subject
-        found = (says.get("plan"), says.get("round"), says.get("action"), says.get("input"), subject)
+        statement = read_statement(envelope)
+        says = statement.predicate
+        found = (
+            says.get("plan"),
+            says.get("round"),
+            says.get("action"),
+            says.get("input"),
+            statement.subject,
+        )
         wanted = (
             answer.plan,
             answer.round,

@@ -486,6 +486,9 @@ def _in_streams(count: int, work: Callable[[T, Peers, threading.Event], None], i
             raise
 
     try:
+        if len(items) == 1:
+            one(items[0])
+            return
         with ThreadPoolExecutor(max(1, min(count, len(items))), thread_name_prefix="transfer") as pool:
             futures = [pool.submit(one, item) for item in items]
             try:

@@ -287,4 +287,5 @@ def test_the_bundle_travels_as_text_and_attachments_as_base64() -> None:
 
     with made(answer) as client:
         client.post_statement(b"{}", {"croissant.json": b"\x00\x01"})
-    assert bodies == [{"bundle": "{}", "attachments": {"croissant.json": "AAE="}}]
+    sent = {"bundle": "{}", "attachments": {"croissant.json": "AAE="}, "announces": None}
+    assert bodies == [sent]
