@@ -440,23 +440,23 @@ def tell(hub: Hub, session: Session, actor: Actor, plan_id: str, told: Sequence[
         Refused: ``E_ATTEMPT``, ``E_FIELD`` (a kind that a coordinator does not report).
     """
     _check_coordinator(actor, plan_id)
-    for one in told:
-        _keep(hub, session, plan_id, one)
-
-
-def _keep(hub: Hub, session: Session, plan_id: str, told: wire.EventReport) -> None:
-    run = _current(session, plan_id, told.attempt)
-    attempt = _heard(hub, session, run)
-    if told.kind == events.ALIVE:
-        if attempt is not None:
+    for number in {one.attempt for one in told}:
+        attempt = _heard(hub, session, _current(session, plan_id, number))
+        if attempt is not None and any(one.kind == events.ALIVE for one in told):
             attempt.beats = True
-            session.add(attempt)
+    for one in told:
+        _check_told(one)
+    kept = [(Kind(one.kind), one.data) for one in told if one.kind != events.ALIVE]
+    events.append_all(session, plan_id, kept, at=hub.ledger.now())
+
+
+def _check_told(told: wire.EventReport) -> None:
+    if told.kind == events.ALIVE:
         return
     if told.kind not in events.REPORTED:
         kinds = ", ".join(sorted(kind.value for kind in events.REPORTED))
         raise bad_field("kind", f"a coordinator reports {kinds} and {events.ALIVE}; found {told.kind[:40]!r}")
     events.check_data(told.data)
-    events.append(session, plan_id, Kind(told.kind), told.data, at=hub.ledger.now())
 
 
 def end(hub: Hub, session: Session, actor: Actor, plan_id: str, told: wire.RunEnd) -> wire.Run:
