@@ -233,6 +233,24 @@ def test_each_thing_that_leans_on_bytes_keeps_them_by_itself(alliance: AllianceI
     ]
 
 
+def test_old_bytes_that_were_just_announced_again_stay_for_their_time(alliance: AllianceInProcess) -> None:
+    data = b"from long ago"
+
+    def grow_old() -> None:
+        with alliance.hub.database.session_scope() as session:
+            session.get_one(BlobRow, digest(data)).created_at = 1
+            for upload in session.exec(select(UploadRow).where(UploadRow.sha256 == digest(data))):
+                upload.created_at = 1
+
+    send(alliance, data)
+    grow_old()
+    with alliance.as_(OWNER) as owner:
+        assert owner.upload(digest(data), len(data)).state == "stored"
+    assert sweep(alliance.hub).blobs == 0
+    grow_old()
+    assert sweep(alliance.hub).blobs == 1
+
+
 def test_bytes_of_unfinished_uploads_of_stock_clients_are_not_stray(alliance: AllianceInProcess) -> None:
     stock, repo, swept = Stock.of(alliance, OWNER), f"{OWNER}/half", Swept()
     stock.create(repo)
