@@ -341,7 +341,8 @@ def settle_sent(hub: Hub, plan: str, digests: Iterable[str]) -> None:
     """Settle those of a run's open uploads that have come whole, all at once."""
     with hub.database.session_scope(write=False) as session:
         query = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "open")
-        rows = session.exec(query.where(col(UploadRow.sha256).in_(set(digests)))).all()
+        query = query.where(col(UploadRow.sha256).in_(set(digests)))
+        rows = session.exec(query.order_by(UploadRow.sha256)).all()  # blobs are held in one order everywhere
     whole = [row.id for row in rows if came_whole(hub, row)]
     if whole:
         _settle(hub, whole, "store")
