@@ -234,15 +234,17 @@ def _public_address(settings: "Settings") -> Found:
 
     address = urlsplit(settings.store_public)
     port = address.port or (443 if address.scheme == "https" else 80)
-    what = "object store's public address"
     try:
         with socket.create_connection((address.hostname or "", port), timeout=3):
-            return _found(what, True, f"{settings.store_public} answers")
+            seen = f"{settings.store_public} answers"
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return _found(
-            what, True, f"{settings.store_public} cannot be reached from here ({reason}); clients must"
-        )
+        seen = f"{settings.store_public} cannot be reached from here ({reason}); clients must"
+    own = urlsplit(settings.public).hostname or ""
+    if f".{address.hostname}".endswith(f".{own}"):
+        # net/http compares host names alone, and counts those below as the same.
+        seen += f"; it is {own} or below: OCI clients in Go send their token on, which S3 servers refuse"
+    return _found("object store's public address", True, seen)
 
 
 # --- database, log, clock -----------------------------------------------------------------------------------

@@ -72,6 +72,16 @@ def test_a_healthy_hub_has_nothing_to_mend(founded: Path) -> None:
     assert left == ["passed.json"]
 
 
+@pytest.mark.parametrize(("store", "told"), [("s3.hub.example", True), ("s3.example", False)])
+def test_store_to_which_some_clients_would_send_their_token_is_told(
+    founded: Path, monkeypatch: pytest.MonkeyPatch, store: str, told: bool
+) -> None:
+    monkeypatch.setenv("FEDHUB_PUBLIC_URL", "https://hub.example")
+    monkeypatch.setenv("FEDHUB_STORE_PUBLIC_URL", f"https://{store}")
+    _, findings = doctor()
+    assert ("send their token on" in findings["object store's public address"]["seen"]) is told
+
+
 def test_doctor_before_the_first_start_founds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
