@@ -27,6 +27,7 @@ ENVIRONMENTS: dict[str, list[str]] = {
 # They ask for torch, which this project has: installed without what they ask for.
 WITHOUT_DEPENDENCIES = {"libraries": ["peft==0.21.2", "accelerate", "psutil"]}
 INSTALL_S = 600
+_OWN = Path(torch.__file__).parents[1]
 ORAS = "oras.land/oras/cmd/oras@v1.3.0"  # go install
 
 
@@ -40,6 +41,7 @@ def python_of(name: str) -> Path:
     asked = {
         "packages": ENVIRONMENTS[name],
         "bare": WITHOUT_DEPENDENCIES.get(name, []),
+        "torch": str(_OWN) if name in WITHOUT_DEPENDENCIES else "",
         "python": sys.version,
     }
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
@@ -65,9 +67,8 @@ def _make(place: Path, name: str) -> None:
     _install(place, ENVIRONMENTS[name])
     if name in WITHOUT_DEPENDENCIES:
         _install(place, ["--no-deps", *WITHOUT_DEPENDENCIES[name]])
-        own = Path(torch.__file__).parents[1]
         (packages,) = place.glob("lib/python*/site-packages")
-        (packages / "zz_torch_of_the_project.pth").write_text(f"{own}\n")  # after the environment's own
+        (packages / "zz_torch_of_the_project.pth").write_text(f"{_OWN}\n")  # after the environment's own
     (place / ".made").touch()
 
 

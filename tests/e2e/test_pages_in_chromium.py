@@ -298,15 +298,20 @@ def _bender(place: str, statement: str) -> Callable[[Route], None]:
         answer = route.fetch()
         body = bytearray(answer.body())
         if place == "root":
-            body[body.index(b"\n", body.index(b"\n") + 1) + 3] ^= 1
+            _other_digit(body, body.index(b"\n", body.index(b"\n") + 1) + 3)
         elif place == "hash":
             body[3] ^= 1
         else:
             digest_of = b64(bytes.fromhex(statement)).encode()
-            body[body.index(digest_of)] ^= 1
+            _other_digit(body, body.index(digest_of))
         route.fulfill(response=answer, body=bytes(body))
 
     return bend
+
+
+def _other_digit(body: bytearray, at: int) -> None:
+    """Put another digit of base64 there: what cannot be decoded would be told as that."""
+    body[at] = ord("B") if body[at] == ord("A") else ord("A")
 
 
 def test_a_member_signs_in_and_out_by_keyboard(served: Served, tmp_path: Path) -> None:
