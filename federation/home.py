@@ -169,9 +169,8 @@ class Home:
         for name in ("keys", "keyring", "statements", "peers"):
             (self.path / name).mkdir(mode=0o700)
         keys = {role: new_private_key() for role in KEY_ROLES}
-        for role, key in keys.items():
+        for role, key in {**keys, "node": new_private_key()}.items():
             write_private_key(self.path / "keys" / f"{role}.pem", key)
-        _write_node_key(self.path / "keys" / "node.pem")
         root = make_ring(
             self.institution,
             {role: [key] for role, key in keys.items()},
@@ -212,7 +211,8 @@ class Home:
     # --- keys and statements --------------------------------------------------------------------------------
 
     def key(self, role: str) -> ec.EllipticCurvePrivateKey:
-        """The private key of one role; it may lie elsewhere (a root key should), and then this says so.
+        """The private key of one role, or of Flower's ``node``; it may lie elsewhere (a root key should), and
+        then this says so.
 
         Raises:
             Unchecked: the key is not in this home (E_KEY_MISSING), or others can read it.
@@ -430,11 +430,6 @@ def decode_invitation(code: str) -> dict[str, Any]:
     if not isinstance(found, dict) or canonical(found) != raw:
         raise Unchecked("E_INVITATION", "the invitation code is damaged or incomplete", hint)
     return found
-
-
-def _write_node_key(path: Path) -> None:
-    # Flower's node authentication expects a NIST curve; P-384 is what its own tool makes.
-    write_private_key(path, ec.generate_private_key(ec.SECP384R1()))
 
 
 def _roots(folder: Path) -> list[bytes]:

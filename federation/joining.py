@@ -14,7 +14,7 @@ from federation.home import Home, Place, decode_invitation
 from federation.rotation import finish_rotation, prepare_rotation
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Refused, Unchecked
-from storage.signing import open_envelope, public_pem, read_private_key
+from storage.signing import open_envelope, public_pem
 from storage.statements import read_statement
 
 if TYPE_CHECKING:
@@ -145,9 +145,7 @@ def register_site(home: Home, name: str) -> "wire.Site":
     The Fleet address is asked for again, since the hub may have moved; who may answer there was said by the
     invitation alone.
     """
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    node = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    node = home.key("node")
     with home.client("snapshot") as client:
         home.moved(endpoint=home.endpoint, fleet=client.hub().fleet)
         return client.register_site(name, public_pem(node.public_key()))

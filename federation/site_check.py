@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from federation.consents import find_consent
 from federation.home import Home, LocalDataset, decode_invitation
 from federation.reaching import Place, check_skew, fleet_place, reach, read_roots, skew_s, trusting
 from storage.encoding import format_time, sha256_hex
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import hash_file, read_manifest
-from storage.signing import key_hint, read_private_key
+from storage.signing import key_hint
 
 if TYPE_CHECKING:
     from federation import wire
@@ -254,11 +252,7 @@ def _size(manifest: bytes) -> int:
 
 
 def _key(home: Home, role: str) -> str:
-    if role == "node":
-        key = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
-    else:
-        key = home.key(role)
-    return f"{key_hint(key.public_key())[:12]}, for its owner alone"
+    return f"{key_hint(home.key(role).public_key())[:12]}, for its owner alone"
 
 
 def _writable(home: Home) -> str:
@@ -318,7 +312,7 @@ def _operator_ring(home: Home, client: "HubClient") -> str:
 
 
 def _registered(home: Home, client: "HubClient", name: str) -> str:
-    hint = key_hint(read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1).public_key())
+    hint = key_hint(home.key("node").public_key())
     for site in client.sites():
         if (site.institution, site.name) == (home.institution, name):
             if site.key_hint != hint:

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from federation.app_process import describe_apps
 from federation.home import Home
 from federation.joining import post_status, register_site
@@ -26,7 +24,6 @@ from federation.reaching import ON_THE_WAY, fleet_place, reach, read_roots, trus
 from federation.site_log import SiteLog, outward
 from federation.wire import SiteTrouble
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
-from storage.signing import read_private_key
 
 SITE_NAME = "main"
 FIRST_PAUSE_S = 0.5
@@ -159,7 +156,7 @@ class AgentProcess:
 
 def _check(home: Home) -> None:
     """What has to be there before anything starts."""
-    read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    home.key("node")
     home.key("snapshot")
     if not home.fleet:
         raise Unchecked("E_FLEET", f"{home.path} knows no Fleet address", "join with an invitation first")

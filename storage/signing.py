@@ -83,11 +83,11 @@ def write_private_key(path: Path, key: PrivateKey) -> None:
         os.fsync(file.fileno())
 
 
-def read_private_key(path: Path, *, curve: type[ec.EllipticCurve] = ec.SECP256R1) -> PrivateKey:
+def read_private_key(path: Path) -> PrivateKey:
     """The private key in a file that only its owner can read.
 
     Raises:
-        Unchecked: ``E_KEY_FILE``; missing, a link, readable by others, or no PEM key of ``curve``.
+        Unchecked: ``E_KEY_FILE``; missing, a link, readable by others, or no PEM key on P-256.
     """
     try:
         with open(path, "rb", opener=_open_no_link) as file:
@@ -105,8 +105,8 @@ def read_private_key(path: Path, *, curve: type[ec.EllipticCurve] = ec.SECP256R1
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise Unchecked("E_KEY_FILE", f"key file {path}: not an unencrypted PEM private key") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, curve):
-        raise Unchecked("E_KEY_FILE", f"key file {path}: expected an elliptic curve key on {curve.name}")
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise Unchecked("E_KEY_FILE", f"key file {path}: expected an elliptic curve key on secp256r1")
     return key
 
 

@@ -18,9 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from federation import wire
 from federation.client import HubClient
 from federation.home import Home
@@ -33,7 +30,7 @@ from hub.supervisor import Supervisor
 from storage.blobs import BlobStore
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Unchecked
-from storage.signing import read_private_key
+from storage.signing import public_pem
 from tests.databases import database_url
 from tests.hubs import ORIGIN, HubInProcess
 from tests.servers import blob_server
@@ -235,8 +232,7 @@ class AllianceInProcess(HubInProcess):
     def register_site(self, name: str) -> str:
         """Register a lab's node, connected; its node id."""
         home = self.homes[name]
-        key = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1).public_key()
-        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+        pem = public_pem(home.key("node").public_key())
         with self.client(home, "snapshot") as client:
             client.register_site("main", pem)
         return self.control.nodes[pem].id

@@ -33,7 +33,6 @@ from federation.reaching import ON_THE_WAY, explain, read_roots
 from federation.site_bases import base_folders
 from federation.site_log import SiteLog
 from storage.errors import FedhubError, Rejected, Unchecked
-from storage.signing import read_private_key
 
 if TYPE_CHECKING:
     import httpx
@@ -182,7 +181,7 @@ def serve_node(home: Home) -> NoReturn:
     keep_quiet(home.site / "flower")
     lock = take_lock(home)
     _keep_scratch(home)
-    private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    private = home.key("node")
     keys = (private, private.public_key())
     roots = read_roots(home.path)
     _warm(home)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation import training
 from federation.flower.control import Control
@@ -25,7 +24,7 @@ from federation.flower.launch import SuperLinkProcess
 from federation.home import Home
 from federation.ledger import SiteLedger
 from federation.lifeline import code_path
-from storage.signing import public_pem, read_private_key
+from storage.signing import public_pem
 from tests.round_hub import PARAMETERS, RoundHub, serve
 
 SITE = """
@@ -215,7 +214,7 @@ class Play:
 
 
 def node_pem(home: Home) -> str:
-    return public_pem(read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1).public_key())
+    return public_pem(home.key("node").public_key())
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def test_a_check_finds_a_key_that_others_may_read_and_a_node_that_was_replaced(s
     try:
         key.chmod(0o644)
         found_by_check(home, "E_KEY_FILE")
-        fresh = ec.generate_private_key(ec.SECP384R1())
+        fresh = ec.generate_private_key(ec.SECP256R1())
         key.write_bytes(fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         key.chmod(0o600)
         found_by_check(home, "E_NODE_REFUSED")
