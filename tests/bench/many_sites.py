@@ -13,7 +13,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation import training
 from federation.agent import Agent
@@ -21,14 +20,13 @@ from federation.flower.node import GIVE_UP_S, Node, fleet_client
 from federation.flower.quiet import keep_quiet
 from federation.home import Home
 from federation.ledger import SiteLedger
-from storage.signing import read_private_key
 
 
 def serve(home: Home) -> None:
     """Be one home's node for ever."""
     from flwr.supernode.fleet_http_connection import http_request_response
 
-    private = read_private_key(home.path / "keys" / "node.pem", curve=ec.SECP384R1)
+    private = home.key("node")
     with ExitStack() as stack:
         client = stack.enter_context(home.client("snapshot"))
         ledger = stack.enter_context(SiteLedger(home.site / "ledger.db"))
