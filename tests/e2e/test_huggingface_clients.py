@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -376,7 +377,7 @@ def test_transfer_that_is_cut_goes_on_where_it_stopped(
 @pytest.mark.parametrize("name", HUB_CLIENTS)
 def test_transfer_that_is_cut_as_its_grant_is_revoked_goes_no_further(live: Live, name: str) -> None:
     repo, alliance = f"{OWNER}/stopped-{name.replace('.', '-')}", live.alliance
-    version = alliance.push({"large.dat": os.urandom(CUT_BYTES + (1 << 20))}, repo)
+    version = alliance.push({"large.dat": random.Random(name).randbytes(CUT_BYTES + (1 << 20))}, repo)
     grant = alliance.grant_pull(version.asset_id)
 
     def revoke() -> None:
