@@ -86,12 +86,10 @@ def _handlers(app: Any) -> dict[tuple[str, str], Handler]:
             key = ("POST", paths[name].path)
             call = {"pull-messages": _pull, "push-messages": _push}.get(name)
             served = function if call is None else partial(call, functions)
-            found[key] = made(app, PROTOBUF_REQUEST_TYPES[key], served, _asked(function))
+            asked = inspect.signature(function).parameters
+            further = {"handlers": app.state.runtime_handlers} if "handlers" in asked else {}
+            found[key] = made(app, PROTOBUF_REQUEST_TYPES[key], partial(served, **further))
     return found
-
-
-def _asked(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters)
 
 
 def _pull(functions: Mapping[str, Callable[..., Any]], *, request: Any, **given: Any) -> Any:
@@ -142,7 +140,7 @@ def _node(request: Any) -> Any:
     return request.node if hasattr(request, "node") else Node(node_id=SUPERLINK_NODE_ID)
 
 
-def _fleet_call(app: Any, kind: Any, function: Callable[..., Any], asked: set[str]) -> Handler:
+def _fleet_call(app: Any, kind: Any, function: Callable[..., Any]) -> Handler:
     from flwr.superlink.routers.fleet.node_auth import authenticate_node
 
     state = app.state.linkstate_factory.state
@@ -155,7 +153,7 @@ def _fleet_call(app: Any, kind: Any, function: Callable[..., Any], asked: set[st
     return handle
 
 
-def _runtime_call(app: Any, kind: Any, function: Callable[..., Any], asked: set[str]) -> Handler:
+def _runtime_call(app: Any, kind: Any, function: Callable[..., Any]) -> Handler:
     from flwr.supercore.constant import TASK_TOKEN_HEADER
     from flwr.supercore.dependencies.task import authenticate_task
     from flwr.supercore.dependencies.version import VersionDependency
@@ -164,15 +162,12 @@ def _runtime_call(app: Any, kind: Any, function: Callable[..., Any], asked: set[
         component_name="SuperLink", connection_name="Caller <-> SuperLink Runtime API"
     )
     state = app.state.linkstate_factory.state
-    wanted = {}
-    if "handlers" in asked:
-        wanted["handlers"] = app.state.runtime_handlers
 
     def handle(request: Any, body: bytes) -> Any:
         message = _message(request, body, kind)
         version(request)
         task = authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state())
-        return function(request=message, state=state(), task=task, **wanted)
+        return function(request=message, state=state(), task=task)
 
     return handle
 
