@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from federation.recipes.loop import fit, measure
 from federation.recipes.rows import Rows, read_rows
@@ -45,7 +46,7 @@ class LabelledRows:
 
     def blank(self) -> nn.Module:
         """The model without weights: they are never made only to be replaced."""
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return self._build(self._parameters)
 
     def travelling(self, model: nn.Module) -> dict[str, Tensor]:
@@ -77,3 +78,12 @@ class LabelledRows:
 
     def _features(self, rows: Rows) -> Tensor:
         return self._inputs(self._parameters, rows.features)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Layers made meanwhile get no first values: without memory to fill, torch would only work them out."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))

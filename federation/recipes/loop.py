@@ -28,7 +28,7 @@ def repeatable(seed: int) -> Iterator[torch.Generator]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks after every accelerator besides
         torch.set_num_threads(1)  # sums over threads would depend on how many there are
         _set_deterministic(True, warn_only=False)
         try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from federation.recipes import loop
+from federation.recipes import image_classification, loop
 
 
 def _model() -> nn.Module:
@@ -45,3 +45,30 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_blank_model_has_the_layers_of_a_fresh_one_and_takes_no_random_numbers() -> None:
+    parameters = {"channels": 1, "height": 4, "width": 4, "filters": 2, "hidden": 3, "classes": 2}
+    learner = image_classification.learner(parameters, ())
+    with loop.repeatable(7):
+        state = torch.random.get_rng_state()
+        blank = learner.travelling(learner.blank())
+        assert torch.equal(torch.random.get_rng_state(), state)
+        fresh = learner.travelling(learner.fresh())
+    assert {name: one.shape for name, one in blank.items()} == {
+        name: one.shape for name, one in fresh.items()
+    }
+    assert all(one.is_meta for one in blank.values())
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_the_callers_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with loop.repeatable(11) as generator:
+            drawn.append((torch.rand(4), torch.rand(4, generator=generator)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(11)
+    known = torch.rand(4)
+    assert all(torch.equal(one, known) for pair in drawn for one in pair)
