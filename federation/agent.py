@@ -154,8 +154,7 @@ class Agent:
     def _accept(self, order: Order) -> Task:
         """Consent, plan, code and dataset of an order whose signature and time hold."""
         now = self._clock()
-        dataset = next((one for one in self._home.datasets() if one.asset_id == order.dataset), None)
-        if dataset is None:
+        if not self._home.has_dataset(order.dataset):
             raise Refused("E_DATASET_UNKNOWN", f"no dataset {order.dataset} lies at this site")
         consent = find_consent(self._home, order.plan, order.dataset, order.action, now=now)
         plan = self._plan(order.plan)
@@ -163,7 +162,7 @@ class Agent:
         self._check_code(plan)
         if order.action == "statistics" and plan.config.harmonise is None:
             raise Refused("E_ACTION", f"plan {plan.id} asks for no joint statistics", "plan with --harmonise")
-        return Task(order, consent, plan, dataset)
+        return Task(order, consent, plan, self._home.dataset(order.dataset))
 
     def _check_code(self, plan: TrainingPlan) -> None:
         """The plan's code is here, byte for byte: a recipe as installed, or an app as fetched."""

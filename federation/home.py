@@ -23,10 +23,11 @@ import shutil
 import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -44,6 +45,7 @@ KEY_ROLES = ("root", "targets", "snapshot", "timestamp")
 RING_DAYS = 366
 MAX_CHECKPOINT_AGE_S = 86_400
 DAY_S = 86_400
+REMEMBERED = 256  # documents of each kind whose meaning is kept in memory, by their bytes
 _ASK = "make one with: fedhub --home DIR institution create NAME --invitation CODE"
 
 
@@ -252,7 +254,7 @@ class Home:
         """The own statements kept here, in the order of their ids, with the text of their bundles."""
         for path in sorted((self.path / "statements").glob("*.sigstore.json")):
             raw = path.read_bytes()
-            statement = read_statement(open_envelope(raw))
+            statement = _statement(raw)
             if kind is None or statement.kind == kind:
                 yield statement, raw
 
@@ -269,15 +271,12 @@ class Home:
     @property
     def trust(self) -> "Trust":
         """What this home trusts, read afresh from ``trust.json``."""
-        from storage.trust import Trust
-
-        return Trust.read(self._trust_text())
+        return _trust(self._trust_text())
 
     @property
     def pins(self) -> dict[str, str]:
         """Institution -> sha256 of its ``1.root.json``, as compared by another way than the hub."""
-        raw = self._trust_text()
-        return cast(dict[str, str], _trust_members(raw, self.trust_path)["institutions"])
+        return dict(_pins(self._trust_text(), self.trust_path))
 
     def _trust_text(self) -> bytes:
         return _read(self.trust_path, f"no trust.json in {self.path}", "restore it from your backup")
@@ -308,7 +307,7 @@ class Home:
     @property
     def ring(self) -> KeyRing:
         """This institution's own key ring."""
-        return read_ring(self.institution, _roots(self.path / "keyring"), self.pins[self.institution])
+        return _ring(self.institution, self.pins[self.institution], *_roots(self.path / "keyring"))
 
     def ring_of(self, institution: str, client: "Rings | None" = None) -> KeyRing:
         """The ring of ``institution``, under this home's own pin, with what the hub adds to it.
@@ -343,7 +342,7 @@ class Home:
         if len(served) < len(cached) or served[: len(cached)] != cached:
             message = f"the hub shows an older or another ring of {institution} than this home has seen"
             raise Rejected("E_KEYRING", message, "a ring only grows: ask the institution, then the operator")
-        ring = read_ring(institution, served, pin)
+        ring = _ring(institution, pin, *served)
         folder.mkdir(parents=True, exist_ok=True)
         for number, root in enumerate(served, start=1):
             if number > len(cached):
@@ -377,6 +376,10 @@ class Home:
         card = {"name": name, "folder": str(folder.resolve())}
         write_atomically(place / "dataset.json", _pretty(card))
         return LocalDataset(asset_id, name, folder.resolve(), manifest, croissant)
+
+    def has_dataset(self, asset_id: str) -> bool:
+        """Whether the dataset was described at this site."""
+        return (self.site / "datasets" / asset_id / "dataset.json").exists()
 
     def dataset(self, asset_id: str) -> LocalDataset:
         """The dataset ``asset_id`` at this site.
@@ -430,6 +433,33 @@ def decode_invitation(code: str) -> dict[str, Any]:
     if not isinstance(found, dict) or canonical(found) != raw:
         raise Unchecked("E_INVITATION", "the invitation code is damaged or incomplete", hint)
     return found
+
+
+# An agent asks for the same few papers with each order. The files are read each time, as they are now; what
+# bytes say, and that a ring's signatures hold, is found out once for the same bytes.
+
+
+@lru_cache(REMEMBERED)
+def _ring(institution: str, pin: str, *roots: bytes) -> KeyRing:
+    return read_ring(institution, list(roots), pin)
+
+
+@lru_cache(REMEMBERED)
+def _statement(bundle: bytes) -> Statement:
+    return read_statement(open_envelope(bundle))
+
+
+@lru_cache(REMEMBERED)
+def _trust(raw: bytes) -> "Trust":
+    from storage.trust import Trust
+
+    return Trust.read(raw)
+
+
+@lru_cache(REMEMBERED)
+def _pins(raw: bytes, path: Path) -> Mapping[str, str]:
+    pins: Mapping[str, str] = _trust_members(raw, path)["institutions"]
+    return pins
 
 
 def _roots(folder: Path) -> list[bytes]:

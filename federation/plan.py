@@ -9,6 +9,7 @@ without numpy, torch and flwr: the hub and an auditor read plans too.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -262,15 +263,27 @@ def build_recipe(name: str) -> bytes:
     files = []
     for file in recipe.files:
         try:
-            source = (_HERE / file).read_bytes()
+            digest, size = _source(_HERE / file)
         except OSError as error:
             raise Unchecked(
                 "E_RECIPE_SOURCE",
                 f"recipe {name}: source file federation/{file} cannot be read",
                 "install fedhub again with its source files",
             ) from error
-        files.append({"name": file, "sha256": sha256_hex(source), "size": len(source)})
+        files.append({"name": file, "sha256": digest, "size": size})
     return canonical({"name": recipe.name, "version": recipe.version, "files": files})
+
+
+def _source(path: Path) -> tuple[str, int]:
+    """Digest and size of a file, which is not read again while it has not changed: each order asks."""
+    status = path.stat()
+    return _read_source(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_source(path: Path, *_version: int) -> tuple[str, int]:
+    source = path.read_bytes()
+    return sha256_hex(source), len(source)
 
 
 def check_recipe(config: Config, code: str) -> None:

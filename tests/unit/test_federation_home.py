@@ -132,6 +132,29 @@ def test_kept_statements_are_found_by_kind_and_never_changed(home: Home) -> None
     assert list(home.statements("grant")) == []
 
 
+def test_what_was_read_once_is_found_out_anew_when_its_bytes_change(home: Home) -> None:
+    """Pins, ring and own papers are remembered by their bytes alone, never by where they lie."""
+    kept = home.keep(home.sign("keyring", [("1.root.json", home.ring.pin)], {"version": 1}))
+    assert [found.id for found, _ in home.statements()] == [kept]
+    home.pins.clear()
+    assert home.pins[home.institution] == home.ring.pin
+    paper = home.path / "statements" / f"{kept}.sigstore.json"
+    paper.write_bytes(paper.read_bytes()[:-20])
+    with pytest.raises(Rejected):
+        list(home.statements())
+    root = home.path / "keyring" / "1.root.json"
+    good = root.read_bytes()
+    root.write_bytes(good + b" ")
+    with pytest.raises(Rejected) as caught:
+        _ = home.ring
+    assert caught.value.code == "E_KEYRING_PIN"
+    root.write_bytes(good)
+    assert home.ring.pin == home.pins[home.institution]
+    home.trust_path.write_bytes(home.trust_path.read_bytes().replace(home.ring.pin.encode(), b"d" * 64))
+    with pytest.raises(Rejected):
+        _ = home.ring
+
+
 def test_a_pin_is_added_once_and_never_changed_by_a_command(home: Home) -> None:
     home.pin("firm.example", "b" * 64)
     home.pin("firm.example", "b" * 64)

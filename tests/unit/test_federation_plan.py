@@ -1,5 +1,6 @@
 """A plan's files say everything and nothing else; every wrong field is named, and code is known by its digest."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -361,6 +362,21 @@ def test_one_changed_byte_of_source_is_another_recipe(
     with pytest.raises(Unchecked, match=r"federation/training.py cannot be read") as caught:
         build_recipe("image-classification")
     assert caught.value.code == "E_RECIPE_SOURCE"
+
+
+def test_source_that_was_exchanged_under_its_old_size_and_time_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(plan_module.__file__).parent
+    for file in RECIPES["image-classification"].files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes((root / file).read_bytes())
+    monkeypatch.setattr(plan_module, "_HERE", tmp_path)
+    before, source = build_recipe("image-classification"), tmp_path / "training.py"
+    told = source.stat()
+    source.write_bytes(b"#" + source.read_bytes()[1:])
+    os.utime(source, ns=(told.st_atime_ns, told.st_mtime_ns))
+    assert build_recipe("image-classification") != before
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
