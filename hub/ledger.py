@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from sqlalchemy import event
+from sqlalchemy import bindparam, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select, update
 
@@ -31,7 +31,7 @@ from storage.admission import check_admission
 from storage.blobs import BlobStore
 from storage.checkpoint import Checkpoint, LogKey, parse_checkpoint
 from storage.errors import FedhubError, Rejected
-from storage.evidence import Entry, Evidence
+from storage.evidence import NEVER, Entry, Evidence
 from storage.keyring import KeyRing, read_ring
 from storage.manifests import Manifest, read_manifest
 from storage.signing import check_signature, log_leaf, open_envelope
@@ -42,6 +42,15 @@ BATCH = 1000  # rows read at a time
 OWN = "fedhub_own_entries"  # of a session: entries that it has sequenced and not committed
 PartiesOf = Callable[[Entry, Evidence], set[str]]
 _log = logging.getLogger("fedhub.ledger")
+
+# Asked with every statement: written once.
+FOLLOWING = select(LogSequenceRow).with_for_update()
+LATER = (
+    select(StatementRow)
+    .where(col(StatementRow.log_index) >= bindparam("seen"), col(StatementRow.log_index) < bindparam("stop"))
+    .order_by(col(StatementRow.log_index))
+    .limit(BATCH)
+)
 
 
 @dataclass(frozen=True)
@@ -149,10 +158,8 @@ class Ledger:
 
     def _catch_up(self, session: Session, stop: int | None) -> None:
         while True:
-            query = select(StatementRow).where(col(StatementRow.log_index) >= self._seen)
-            if stop is not None:
-                query = query.where(col(StatementRow.log_index) < stop)
-            rows = session.exec(query.order_by(col(StatementRow.log_index)).limit(BATCH)).all()
+            asked = {"seen": self._seen, "stop": NEVER if stop is None else stop}
+            rows = session.exec(LATER, params=asked).all()
             for row in rows:
                 if row.kind == "keyring":
                     self._evidence.rings[row.issuer] = self._ring(session, row.issuer)
@@ -198,21 +205,17 @@ class Ledger:
             Rejected: a rule of the log does not hold (``storage.admission``).
         """
         envelope = open_envelope(raw)
+        following = session.exec(FOLLOWING).one()
         known = session.get(StatementRow, envelope.id)
         if known is not None and known.hint == envelope.hint:
             return Admitted(known, entry_of(known), fresh=False)
-        following = session.exec(select(LogSequenceRow).with_for_update()).one()
-        known = session.get(StatementRow, envelope.id)  # by one who held the lock before
-        if known is not None and known.hint == envelope.hint:
-            return Admitted(known, entry_of(known), fresh=False)
-        entry, key, parties = self._check(session, raw, parties_of)
+        entry, key, parties = self._check(session, raw, parties_of, rows=following.next_index)
         if entry.index < following.next_index:
             return Admitted(session.get_one(StatementRow, entry.id), entry, fresh=False)
         row = self._row(entry, key)
         session.add(row)
         following.next_index += 1
         session.add(following)
-        session.flush()
         self._remember(session, entry)
         return Admitted(row, entry, fresh=True, parties=parties)
 
@@ -233,7 +236,7 @@ class Ledger:
         """
         envelope = open_envelope(raw)
         statement = read_statement(envelope)
-        following = session.exec(select(LogSequenceRow).with_for_update()).one()
+        following = session.exec(FOLLOWING).one()
         with self.evidence(session) as evidence:
             view = evidence
             if statement.kind == "keyring":
@@ -256,10 +259,10 @@ class Ledger:
         return Admitted(row, entry, fresh=True, parties=parties)
 
     def _check(
-        self, session: Session, raw: bytes, parties_of: PartiesOf
+        self, session: Session, raw: bytes, parties_of: PartiesOf, *, rows: int | None = None
     ) -> tuple[Entry, EllipticCurvePublicKey, frozenset[str]]:
         statement = read_statement(open_envelope(raw))
-        with self.evidence(session) as evidence:
+        with self.evidence(session, rows=rows) as evidence:
             view = evidence
             if statement.kind == "keyring":
                 # A ring's version takes force by this statement, so it is checked with that version at hand.
@@ -294,16 +297,26 @@ class Ledger:
             own.append(entry)
             return
         session.info[OWN] = [entry]
+        event.listen(session, "after_commit", self._committed)
+        event.listen(session, "after_soft_rollback", self._undone)
 
-        def forget(ended: Session) -> None:
-            ended.info.pop(OWN, None)
-
-        def tell(ended: Session) -> None:
-            ended.info.pop(OWN, None)
+    def _committed(self, session: Session) -> None:
+        """What this process has put into the log is known here without being read back."""
+        if session.in_nested_transaction():
+            return
+        own: list[Entry] = session.info.pop(OWN, [])
+        with self._lock:
+            for entry in own:
+                # A ring comes with its statement, and others may have added what comes before: read those.
+                if entry.index != self._seen or entry.kind == "keyring":
+                    break
+                self._evidence.add(entry)
+                self._seen = entry.index + 1
+        if own:
             self._woken.set()
 
-        event.listen(session, "after_commit", tell, once=True)
-        event.listen(session, "after_soft_rollback", lambda ended, _previous: forget(ended), once=True)
+    def _undone(self, session: Session, _previous: object) -> None:
+        session.info.pop(OWN, None)
 
     # --- publishing -----------------------------------------------------------------------------------------
 

@@ -36,8 +36,7 @@ from storage.signing import check_signature, open_envelope
 from storage.statements import KINDS, Statement, read_statement
 from storage.status_lists import check_grows, check_names_newest, newest_status
 from storage.training_record import (
-    chain_key,
-    chain_of,
+    chain_before,
     check_receipt,
     check_receipt_chain,
     check_round,
@@ -183,7 +182,7 @@ def _check_receipt(evidence: Evidence, entry: Entry, now: int) -> Entry | None:
     check_receipt(evidence, entry)
     if entry.says["action"] == "pull":
         return None
-    chain = chain_of(evidence, chain_key(evidence, entry))
+    chain = chain_before(evidence, entry)
     for earlier in chain:
         if earlier.says["round"] == entry.says["round"]:
             return earlier

@@ -144,10 +144,14 @@ def chain_key(evidence: Evidence, receipt: Entry) -> ChainKey:
     return receipt.says.get("plan"), consent.subject if consent else "", receipt.says["action"]
 
 
-def chain_of(evidence: Evidence, key: ChainKey) -> list[Entry]:
-    """The logged receipts of one chain, in log order."""
-    found = evidence.find("receipt", plan=key[0])
-    return [receipt for receipt in found if chain_key(evidence, receipt) == key]
+def chain_before(evidence: Evidence, receipt: Entry) -> list[Entry]:
+    """The logged receipts that a further one continues, in log order.
+
+    They are all of its issuer, since ``check_receipt`` lets nobody answer under another one's consent.
+    """
+    key = chain_key(evidence, receipt)
+    found = evidence.find("receipt", plan=key[0], issuer=receipt.institution)
+    return [one for one in found if chain_key(evidence, one) == key]
 
 
 def check_receipt_chain(evidence: Evidence, receipt: Entry, last: Entry | None) -> None:

@@ -140,6 +140,18 @@ def hold_blob(session: Session, sha256: str) -> BlobRow | None:
     return session.get(BlobRow, sha256, with_for_update=True, populate_existing=True)
 
 
+def hold_blobs(session: Session, digests: Iterable[str]) -> dict[str, BlobRow]:
+    """Those of these blobs that are there, each held as by ``hold_blob``, in one order everywhere."""
+    wanted, held = sorted(set(digests)), dict[str, BlobRow]()
+    for start in range(0, len(wanted), BATCH):
+        some = select(BlobRow).where(col(BlobRow.sha256).in_(wanted[start : start + BATCH]))
+        rows = session.exec(
+            some.order_by(BlobRow.sha256).with_for_update(), execution_options={"populate_existing": True}
+        )
+        held |= {row.sha256: row for row in rows}
+    return held
+
+
 def hold_asset(hub: Hub, session: Session, asset_id: str) -> None:
     """Keep others from adding or removing this asset's manifest and files until this transaction ends."""
     hub.database.lock(session, f"asset {asset_id}")

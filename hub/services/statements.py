@@ -87,7 +87,6 @@ def _attach(session: Session, entry: Entry, attachments: Mapping[str, bytes]) ->
 def _index(session: Session, admitted: Admitted) -> None:
     row, statement = admitted.row, admitted.entry.statement
     row.audience = "parties" if statement.kind in FOR_PARTIES else "members"
-    session.add(row)
     session.flush()
     # A plan may have a hundred parties: plain rows, which nothing in this session looks at again.
     connection, digests = session.connection(), {subject.digest for subject in statement.subjects}

@@ -11,9 +11,10 @@ Read ``announce``, ``complete``, ``check_waiting``, ``expire``.
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from sqlalchemy import bindparam
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
 
@@ -22,15 +23,28 @@ from federation.wire import Upload, UploadOrder, UploadRequest
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
-from hub.services.keeping import COORDINATOR, hold_blob, needed
+from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs, needed
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
-from hub.tables import BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
+from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
 
 COORDINATOR_NAME = COORDINATOR
+
+# Asked for each update of a round: written once.
+_RUN = (
+    select(PlanRow.participants, RunRow.state)
+    .outerjoin(RunRow, col(RunRow.plan) == col(PlanRow.id))
+    .where(PlanRow.id == bindparam("plan"))
+)
+_UNFINISHED = (
+    select(UploadRow)
+    .where(UploadRow.uploader == bindparam("uploader"), UploadRow.sha256 == bindparam("sha256"))
+    .where(col(UploadRow.state).in_(("open", "checking")))
+)
+_OPEN = select(func.count()).where(UploadRow.uploader == bindparam("uploader"), UploadRow.state == "open")
 
 
 def uploader_of(actor: Actor) -> str:
@@ -92,8 +106,8 @@ def announce_whole(hub: Hub, session: Session, actor: Actor, request: UploadRequ
         if not there:
             _check_open_uploads(hub, session, row.uploader)
         session.add(row)
-    elif row.state == "open":
-        row.expires_at = hub.ledger.now() + hub.settings.upload_hours * 3600
+    else:
+        _prolong(hub, row)
     return row
 
 
@@ -131,25 +145,16 @@ def _check_may_upload(session: Session, actor: Actor, request: UploadRequest) ->
     if request.plan is None:
         decide(actor, "upload", Thing(request.sha256))
         return
-    plan, run = session.get(PlanRow, request.plan), session.get(RunRow, request.plan)
-    parties = frozenset(plan.participants) if plan is not None else frozenset[str]()
-    decide(actor, "upload for a run", Thing(f"run {request.plan}", parties=parties))
-    if run is None or not run.active:
-        raise conflict(
-            "E_RUN", f"run {request.plan}: takes no uploads, it is {run.state if run else 'not started'}"
-        )
+    participants, state = session.exec(_RUN, params={"plan": request.plan}).first() or ((), None)
+    decide(actor, "upload for a run", Thing(f"run {request.plan}", parties=frozenset(participants)))
+    if state not in ACTIVE_RUNS:
+        raise conflict("E_RUN", f"run {request.plan}: takes no uploads, it is {state or 'not started'}")
 
 
 def _open_upload(session: Session, actor: Actor, request: UploadRequest) -> UploadRow | None:
-    rows = session.exec(
-        select(UploadRow).where(
-            UploadRow.uploader == uploader_of(actor),
-            UploadRow.sha256 == request.sha256,
-            UploadRow.plan == request.plan,
-            col(UploadRow.state).in_(("open", "checking")),
-        )
-    )
-    return next((row for row in rows if (row.size, row.parts) == (request.size, request.parts)), None)
+    rows = session.exec(_UNFINISHED, params={"uploader": uploader_of(actor), "sha256": request.sha256})
+    wanted = (request.plan, request.size, request.parts)
+    return next((row for row in rows if (row.plan, row.size, row.parts) == wanted), None)
 
 
 def _is_there(hub: Hub, session: Session, actor: Actor, request: UploadRequest) -> bool:
@@ -195,14 +200,12 @@ def _new_row(hub: Hub, actor: Actor, request: UploadRequest, *, stored: bool) ->
         etags={},
         state="stored" if stored else "open",
         created_at=now,
-        expires_at=now + hub.settings.upload_hours * 3600,
+        expires_at=_expiry(hub),
     )
 
 
 def _check_open_uploads(hub: Hub, session: Session, uploader: str) -> None:
-    waiting = session.exec(
-        select(func.count()).where(UploadRow.uploader == uploader, UploadRow.state == "open")
-    ).one()
+    waiting = session.exec(_OPEN, params={"uploader": uploader}).one()
     if waiting >= hub.settings.uploads_open:
         raise Refused(
             "E_LIMIT",
@@ -219,12 +222,21 @@ def fresh_orders(hub: Hub, actor: Actor, upload_id: str) -> Upload:
     """The upload as it stands, with orders for what the store does not hold yet."""
     with hub.database.session_scope() as session:
         row = _owned(session, actor, upload_id)
-        if row.state == "open":
-            row.expires_at = hub.ledger.now() + hub.settings.upload_hours * 3600
+        _prolong(hub, row)
     _raise_if_refused(row)
     if row.state == "open" and _is_joined(hub, row):
         return complete(hub, actor, upload_id)
     return answer(hub, row)
+
+
+def _prolong(hub: Hub, row: UploadRow) -> None:
+    """Whoever gets orders has the whole time for them."""
+    if row.state == "open":
+        row.expires_at = _expiry(hub)
+
+
+def _expiry(hub: Hub) -> int:
+    return hub.ledger.now() + hub.settings.upload_hours * 3600
 
 
 def _is_joined(hub: Hub, row: UploadRow) -> bool:
@@ -331,10 +343,10 @@ def settle(hub: Hub, upload_id: str, *, checked_by: str) -> UploadRow:
         row = session.get(UploadRow, upload_id)
     if row is not None and row.plan is None and row.state != "stored":
         hub.store.sync(row.key)
-    (found,) = _settle(hub, [upload_id], checked_by)
-    if found is None:
+    found = _settle(hub, [upload_id], checked_by)
+    if not found:
         raise not_found("upload", upload_id)
-    return found
+    return found[0]
 
 
 def settle_sent(hub: Hub, plan: str, digests: Iterable[str]) -> None:
@@ -342,22 +354,25 @@ def settle_sent(hub: Hub, plan: str, digests: Iterable[str]) -> None:
     with hub.database.session_scope(write=False) as session:
         query = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "open")
         query = query.where(col(UploadRow.sha256).in_(set(digests)))
-        rows = session.exec(query.order_by(UploadRow.sha256)).all()  # blobs are held in one order everywhere
+        rows = session.exec(query).all()
     whole = [row.id for row in rows if came_whole(hub, row)]
     if whole:
         _settle(hub, whole, "store")
 
 
-def _settle(hub: Hub, upload_ids: Iterable[str], checked_by: str) -> list[UploadRow | None]:
-    """The settled uploads; None for one that is gone."""
+def _settle(hub: Hub, upload_ids: Sequence[str], checked_by: str) -> Sequence[UploadRow]:
+    """The settled uploads, without those that are gone."""
     spare: list[UploadRow] = []
     settled: list[UploadRow] = []
     with hub.database.session_scope() as session:
-        rows = [session.get(UploadRow, each, with_for_update=True) for each in upload_ids]
-        for row in rows:
-            if row is None or row.state == "stored":
-                continue
-            blob = hold_blob(session, row.sha256) or add_blob(session, row, checked_by, hub.ledger.now())
+        query = select(UploadRow).where(col(UploadRow.id).in_(upload_ids))
+        rows = session.exec(query.order_by(UploadRow.sha256).with_for_update()).all()
+        waiting = [row for row in rows if row.state != "stored"]
+        blobs = hold_blobs(session, {row.sha256 for row in waiting})
+        for row in waiting:
+            blob = blobs.get(row.sha256)
+            if blob is None:
+                blob = blobs[row.sha256] = add_blob(session, row, checked_by, hub.ledger.now())
             row.state = "stored"
             settled.append(row)
             if blob.key != row.key:
@@ -495,10 +510,10 @@ def drop_updates(hub: Hub, plan: str, digests: Iterable[str] | None = None) -> N
             session.delete(row)
             dropped.add(row.sha256)
         session.flush()
-        blobs = [hold_blob(session, sha256) for sha256 in sorted(dropped)]
+        blobs = hold_blobs(session, dropped)
         wanted = needed(session, dropped)
-        for blob in blobs:
-            if blob is not None and blob.sha256 not in wanted:
+        for sha256, blob in blobs.items():
+            if sha256 not in wanted:
                 session.delete(blob)
                 keys.append(blob.key)
     for key in keys:

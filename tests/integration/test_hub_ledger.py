@@ -132,6 +132,26 @@ def test_an_error_that_is_caught_leaves_the_next_admission_of_the_transaction_so
     assert second.log_index == first.log_index + 1
 
 
+def test_what_a_savepoint_held_is_no_evidence_before_the_transaction_stands(
+    hub: HubInProcess, lab: Home
+) -> None:
+    database, ledger = hub.hub.database, hub.hub.ledger
+    with pytest.raises(RuntimeError), database.session_scope() as session:
+        index = admit(session, ledger, dataset(lab, "lost")).log_index
+        with session.begin_nested():
+            session.flush()
+        raise RuntimeError
+    with database.session_scope(write=False) as other, ledger.evidence(other) as evidence:
+        assert evidence.size == index
+    with database.session_scope() as session:
+        row = admit(session, ledger, dataset(lab, "kept"))
+        with session.begin_nested():
+            session.flush()
+    with database.glance() as glance, ledger.evidence(glance, rows=row.log_index + 1) as evidence:
+        entry = evidence.get(row.id)
+    assert entry is not None and (entry.index, entry.envelope.raw) == (index, row.bundle)
+
+
 def test_a_transaction_sees_what_it_has_added_and_others_do_not(hub: HubInProcess, lab: Home) -> None:
     first = dataset(lab, "v")
     with hub.hub.database.session_scope() as session:
