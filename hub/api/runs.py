@@ -80,7 +80,7 @@ def weights_answer(hub: Hub, request: Request, brief: bool = True) -> Response:
     plan, sha256 = request.path_params["plan"], request.path_params["sha256"]
     with hub.database.glance() as glance:
         actor = actor_at_once(request, hub, glance)
-        found = runs.weights(hub, glance.session, actor, plan, sha256)
+        found = runs.weights(hub, glance, actor, plan, sha256)
     return Response(found.model_dump_json(), media_type="application/json")
 
 

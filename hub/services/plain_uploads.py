@@ -27,7 +27,7 @@ from hub.context import Hub
 from hub.errors import not_found
 from hub.services.keeping import hold_blob
 from hub.services.quotas import check_quota
-from hub.services.uploads import add_blob, may_use, uploader_of
+from hub.services.uploads import add_blobs, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
@@ -264,7 +264,7 @@ def keep(
                 expires_at=now,
             )
             session.add(row)
-        blob = hold_blob(session, sha256) or add_blob(session, row, "hub", now)
+        blob = add_blobs(hub, session, [row], "hub")[sha256]
         spare = blob.key != key
     if spare:
         hub.store.delete(key)
@@ -344,7 +344,7 @@ def _keep_all(hub: Hub, uploader: str, files: dict[str, bytes], ids: dict[str, s
             if blob is None and sha256 not in put:  # it was swept at this moment
                 hub.store.put(key, files[sha256])
                 put.add(sha256)
-            blob = blob or add_blob(session, row, "hub", now)
+            blob = blob or add_blobs(hub, session, [row], "hub")[sha256]
             row.key = blob.key
             session.add(row)
             if sha256 in put and blob.key != key:

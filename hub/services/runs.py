@@ -4,20 +4,25 @@
 runs, which are attempts at the run. Every stop says why and what to do next, in ``reason``. The
 coordinator's side is ``services.rounds``."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import event
-from sqlmodel import Session, col, select
+from sqlalchemy import BindParameter, Select, Text, bindparam, event
+from sqlalchemy import cast as as_type
+from sqlalchemy import select as rows_of
+from sqlmodel import Session, SQLModel, col, select
 
 from federation import wire
 from federation.wire import RunState, WeightsLocation
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.errors import conflict, not_found
+from hub.glances import Glance, ask, session_of
 from hub.services import events, faults, plans, uploads
 from hub.services.events import Kind
+from hub.services.lookup import LOG_ROWS
 from hub.tables import (
     AttemptRow,
     BlobRow,
@@ -32,6 +37,8 @@ from storage.encoding import format_time, is_digest
 from storage.errors import Refused, Unchecked
 from storage.evidence import Entry, Evidence
 from storage.training_record import valid_consent
+
+_TABLES = SQLModel.metadata.tables
 
 # --- steering -------------------------------------------------------------------------------------------
 
@@ -260,7 +267,26 @@ def participation(session: Session) -> dict[str, int]:
 # --- weights --------------------------------------------------------------------------------------------
 
 
-def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str) -> WeightsLocation:
+def _weights_of_run() -> Select[Any]:
+    """All that decides where weights of a run lie, but what the log says; each site asks in each round."""
+    plan, run, round_, blob = (_TABLES[name] for name in ("plan", "run", "round", "blob"))
+    wanted: BindParameter[str] = bindparam("sha256")
+    closed = rows_of(round_.c.plan).where(round_.c.plan == plan.c.id, round_.c.aggregate == wanted)
+    parts = as_type(blob.c.parts, Text).label("parts")  # as text, whatever a driver makes of JSON
+    return (
+        rows_of(plan.c.issuer, plan.c.weights, LOG_ROWS.label("log_rows"))
+        .add_columns(closed.limit(1).scalar_subquery().label("aggregate_of"))
+        .add_columns(blob.c.size, blob.c.key, parts)
+        .join_from(plan, run, run.c.plan == plan.c.id)
+        .outerjoin(blob, blob.c.sha256 == wanted)
+        .where(plan.c.id == bindparam("plan"))
+    )
+
+
+_WEIGHTS = _weights_of_run()
+
+
+def weights(hub: Hub, source: Session | Glance, actor: Actor, plan_id: str, sha256: str) -> WeightsLocation:
     """Where a run's weights can be read now: the base weights and every aggregate; for owner, auditors and
     operator also updates of closed rounds, where the plan keeps them.
 
@@ -269,23 +295,24 @@ def weights(hub: Hub, session: Session, actor: Actor, plan_id: str, sha256: str)
     Raises:
         Unchecked: ``E_NOT_FOUND``, also for those who may not read them.
     """
-    row = session.get(PlanRow, plan_id) if is_digest(plan_id) else None
-    if row is None or session.get(RunRow, plan_id) is None:
+    rows = ask(source, _WEIGHTS, {"plan": plan_id, "sha256": sha256}) if is_digest(plan_id) else ()
+    if not rows:
         raise not_found("run", plan_id)
-    thing = Thing(f"weights {sha256}", row.issuer, _consenting(hub, session, row, actor))
+    row = rows[0]
+    parties = _consenting(hub, source, plan_id, actor, log_rows=row.log_rows)
+    thing = Thing(f"weights {sha256}", row.issuer, parties)
     audits = (
         may(actor, "audit updates", Thing(thing.name, row.issuer))
-        and plans.load(hub, session, plan_id)[2].config.keep_updates
+        and plans.load(hub, session_of(source), plan_id)[2].config.keep_updates
     )
     if not audits:
         decide(actor, "read weights", thing)
-    if (
-        sha256 == row.weights
-        or _is_aggregate(session, plan_id, sha256)
-        or (audits and _counts(session, plan_id, sha256))
-    ):
-        return locate(hub, session, sha256, actor)
-    raise not_found("weights", sha256, f"They are no base weights or aggregate of run {plan_id}.")
+    shared = sha256 == row.weights or row.aggregate_of is not None
+    if not shared and not (audits and _counts(session_of(source), plan_id, sha256)):
+        raise not_found("weights", sha256, f"They are no base weights or aggregate of run {plan_id}.")
+    if row.key is None:
+        raise not_found("weights", sha256)
+    return _location(hub, actor, sha256, row.size, row.key, json.loads(row.parts or "null"))
 
 
 def updates(hub: Hub, actor: Actor, plan_id: str, digests: Sequence[str]) -> wire.Updates:
@@ -338,13 +365,15 @@ def _counts(session: Session, plan_id: str, sha256: str) -> bool:
     return any(receipts & set(listed) for listed in rounds)
 
 
-def _consenting(hub: Hub, session: Session, row: PlanRow, actor: Actor) -> frozenset[str]:
+def _consenting(
+    hub: Hub, source: Session | Glance, plan_id: str, actor: Actor, *, log_rows: int
+) -> frozenset[str]:
     """The actor's institution, if it takes part and its consent stands: nobody else is asked about."""
     institution = actor.institution
-    if institution is None or institution not in row.participants:
+    if institution is None:
         return frozenset()
-    with hub.ledger.evidence(session) as evidence:
-        plan = evidence.get(row.id)
+    with hub.ledger.evidence(source, rows=log_rows) as evidence:
+        plan = evidence.get(plan_id)
         if plan is not None and _consents(evidence, plan, institution, hub.ledger.now()):
             return frozenset({institution})
     return frozenset()
@@ -357,11 +386,6 @@ def _consents(evidence: Evidence, plan: Entry, institution: str, now: int) -> bo
         if one["institution"] == institution
         for action in ("train", "evaluate")
     )
-
-
-def _is_aggregate(session: Session, plan_id: str, sha256: str) -> bool:
-    query = select(RoundRow.round).where(RoundRow.plan == plan_id, RoundRow.aggregate == sha256)
-    return session.exec(query).first() is not None
 
 
 def locate(hub: Hub, session: Session, sha256: str, actor: Actor) -> WeightsLocation:

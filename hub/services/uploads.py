@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import bindparam
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, func, select
 
 from federation.stock_names import LARGEST_BYTES
@@ -363,19 +363,14 @@ def settle_sent(hub: Hub, plan: str, digests: Iterable[str]) -> None:
 def _settle(hub: Hub, upload_ids: Sequence[str], checked_by: str) -> Sequence[UploadRow]:
     """The settled uploads, without those that are gone."""
     spare: list[UploadRow] = []
-    settled: list[UploadRow] = []
     with hub.database.session_scope() as session:
         query = select(UploadRow).where(col(UploadRow.id).in_(upload_ids))
         rows = session.exec(query.order_by(UploadRow.sha256).with_for_update()).all()
-        waiting = [row for row in rows if row.state != "stored"]
-        blobs = hold_blobs(session, {row.sha256 for row in waiting})
-        for row in waiting:
-            blob = blobs.get(row.sha256)
-            if blob is None:
-                blob = blobs[row.sha256] = add_blob(session, row, checked_by, hub.ledger.now())
+        settled = [row for row in rows if row.state != "stored"]
+        blobs = add_blobs(hub, session, settled, checked_by)
+        for row in settled:
             row.state = "stored"
-            settled.append(row)
-            if blob.key != row.key:
+            if blobs[row.sha256].key != row.key:
                 spare.append(row)
     for row in spare:
         if row.multipart is not None:
@@ -405,17 +400,28 @@ def _drop_parts(hub: Hub, stored: UploadRow) -> None:
         hub.store.delete(other.key)
 
 
-def add_blob(session: Session, row: UploadRow, checked_by: str, now: int) -> BlobRow:
-    """The blob of checked bytes: this upload's, or the one that is there already."""
-    blob = BlobRow(
-        sha256=row.sha256, size=row.size, key=row.key, parts=row.parts, checked_by=checked_by, created_at=now
-    )
-    try:
-        with session.begin_nested():
-            session.add(blob)
-    except IntegrityError:  # another upload of the same bytes was settled at this moment
-        return session.exec(select(BlobRow).where(BlobRow.sha256 == row.sha256)).one()
-    return blob
+def add_blobs(hub: Hub, session: Session, rows: Iterable[UploadRow], checked_by: str) -> dict[str, BlobRow]:
+    """The blobs of checked bytes, each held: these uploads', or those that are there already."""
+    by_digest = {row.sha256: row for row in rows}
+    held = hold_blobs(session, by_digest)
+    new = [row for sha256, row in sorted(by_digest.items()) if sha256 not in held]
+    if not new:
+        return held
+    values = [
+        {
+            "sha256": row.sha256,
+            "size": row.size,
+            "key": row.key,
+            "parts": row.parts,
+            "checked_by": checked_by,
+            "created_at": hub.ledger.now(),
+        }
+        for row in new
+    ]
+    # Another upload of the same bytes may be settled at this moment: then its blob is the one.
+    insert = sqlite.insert if hub.database.is_sqlite else postgresql.insert
+    session.connection().execute(insert(BlobRow).on_conflict_do_nothing(), values)
+    return held | hold_blobs(session, [row.sha256 for row in new])
 
 
 # --- background -----------------------------------------------------------------------------------------
