@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from hub.background import Background, Housekeeper, Lease, Worker, new_holder
 from hub.context import Hub, NodeRegistry
-from hub.services import events, plans, rounds, run_ends, runs, uploads
+from hub.services import events, plans, rounds, run_ends, run_updates, runs
 from hub.services.events import Kind
 from hub.tables import ACTIVE_RUNS, AttemptRow, PlanRow, RunRow, SiteRow
 from storage.encoding import format_time, parse_time
@@ -390,7 +390,7 @@ class Supervisor:
         for attempt in live:
             self._send_off(attempt, f"the run is {run.state}")
         if not keep_updates:
-            uploads.drop_updates(self._hub, plan_id)
+            run_updates.drop(self._hub, plan_id)
 
     def _goes_on(self, attempts: Sequence[AttemptRow]) -> bool:
         for attempt in attempts:

@@ -19,7 +19,7 @@ from federation.plan import TrainingPlan
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
-from hub.services import events, plans, runs, statements, uploads
+from hub.services import events, plans, run_updates, runs, statements, uploads
 from hub.services.events import Kind
 from hub.services.plans import Answer
 from hub.tables import AttemptRow, PlanRow, RoundRow, RunRow, SiteRow, StatementRow, UploadRow
@@ -294,7 +294,7 @@ def report(hub: Hub, actor: Actor, plan_id: str, told: wire.RoundReport) -> wire
             spent |= _updates(hub, session, closed)
         record = statements.record_of(statement)
     if spent:
-        uploads.drop_updates(hub, plan_id, spent)
+        run_updates.drop(hub, plan_id, spent)
     return record
 
 

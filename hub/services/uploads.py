@@ -23,10 +23,10 @@ from federation.wire import Upload, UploadOrder, UploadRequest
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
-from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs, needed
+from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
-from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RoundRow, RunRow, UploadRow, VersionFileRow
+from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
@@ -490,53 +490,3 @@ def _expire_one(hub: Hub, row: UploadRow) -> bool:
         hub.store.abort_parts(row.key, row.multipart)
     hub.store.delete(row.key)
     return True
-
-
-# --- blobs ----------------------------------------------------------------------------------------------
-
-
-def drop_updates(hub: Hub, plan: str, digests: Iterable[str] | None = None) -> None:
-    """Forget a run's updates once they are folded in, unless something else needs the same bytes.
-
-    Args:
-        digests: these updates only; None for every upload of the plan but what it could go on from.
-    """
-    keys = []
-    with hub.database.session_scope() as session:
-        kept = _last_state(session, plan) if digests is None else set[str]()
-        uploads = select(UploadRow).where(UploadRow.plan == plan, UploadRow.state == "stored")
-        if digests is not None:
-            uploads = uploads.where(col(UploadRow.sha256).in_(set(digests)))
-        dropped = set()
-        for row in session.exec(uploads).all():
-            if row.uploader == COORDINATOR_NAME and (
-                row.sha256 in kept or _is_aggregate(session, row.sha256)
-            ):
-                continue
-            session.delete(row)
-            dropped.add(row.sha256)
-        session.flush()
-        blobs = hold_blobs(session, dropped)
-        wanted = needed(session, dropped)
-        for sha256, blob in blobs.items():
-            if sha256 not in wanted:
-                session.delete(blob)
-                keys.append(blob.key)
-    for key in keys:
-        hub.store.delete(key)
-
-
-def _last_state(session: Session, plan: str) -> set[str]:
-    """What the server optimiser remembers after the last closed round, unless the run was cancelled."""
-    run = session.get(RunRow, plan)
-    query = select(RoundRow).where(RoundRow.plan == plan).order_by(col(RoundRow.round).desc()).limit(1)
-    last = session.exec(query).first()
-    if run is None or run.state == "cancelled" or last is None:
-        return set()
-    return {file["sha256"] for file in (last.state or {}).values()}
-
-
-def _is_aggregate(session: Session, sha256: str) -> bool:
-    return (
-        session.exec(select(RoundRow.plan).where(RoundRow.aggregate == sha256).limit(1)).first() is not None
-    )

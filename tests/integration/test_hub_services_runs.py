@@ -12,7 +12,7 @@ from sqlmodel import select
 from federation import wire
 from federation.client import HubClient
 from federation.transfer import send_file
-from hub.services import uploads
+from hub.services import run_updates
 from hub.services.garbage import sweep
 from hub.tables import BlobRow, RoundRow, RunRow, UploadRow
 from storage.encoding import format_time
@@ -406,7 +406,7 @@ def test_updates_stay_when_the_plan_keeps_them(setting: Setting) -> None:
     journey = setting.running(keep_updates=True)
     told = journey.reports(1, digest(BASE))
     journey.report(told)
-    uploads.drop_updates(setting.alliance.hub, "0" * 64)
+    run_updates.drop(setting.alliance.hub, "0" * 64)
     with setting.alliance.hub.database.session_scope(write=False) as session:
         rows = session.exec(select(UploadRow).where(UploadRow.plan == journey.id)).all()
     assert len(rows) == 4 and all(blob(setting, row.sha256) is not None for row in rows)
@@ -418,7 +418,7 @@ def test_update_that_is_also_a_versions_file_is_not_dropped(setting: Setting) ->
     with setting.alliance.as_(LABS[0], "snapshot") as lab:
         setting.alliance.send(lab, data, plan=journey.id)
     setting.alliance.push({"model.safetensors": data}, f"{OWNER}/coincidence")
-    uploads.drop_updates(setting.alliance.hub, journey.id)
+    run_updates.drop(setting.alliance.hub, journey.id)
     found = blob(setting, digest(data))
     assert found is not None and setting.alliance.store.get(found.key) == data
 
@@ -535,7 +535,7 @@ def test_a_round_names_the_state_that_the_next_attempt_goes_on_from(setting: Set
     assert set(work.state) == {"momentum"} and work.state["momentum"].sha256 == first.sha256
     found = httpx.get(work.state["momentum"].url, trust_env=False).content
     assert digest(found) == first.sha256
-    uploads.drop_updates(setting.alliance.hub, journey.id)  # as after a stop
+    run_updates.drop(setting.alliance.hub, journey.id)  # as after a stop
     assert blob(setting, first.sha256) is not None
     second = server_state(setting, journey, weights(3.5, 4.5))
     journey.report(journey.reports(2, told.aggregate, state={"momentum": second}))
