@@ -465,6 +465,22 @@ def test_weights_are_for_owner_consenting_participants_and_coordinator(setting: 
         refused("E_NOT_FOUND", operator.weights, journey.id, digest(BASE))
 
 
+def test_weights_that_lie_in_parts_are_told_with_their_parts(setting: Setting) -> None:
+    journey, parts = setting.running(), ["1" * 64, "2" * 64]
+    with setting.alliance.as_(OWNER) as owner:
+        assert owner.weights(journey.id, digest(BASE)).parts is None
+        note_parts(setting, digest(BASE), parts)
+        try:
+            assert owner.weights(journey.id, digest(BASE)).parts == parts
+        finally:
+            note_parts(setting, digest(BASE), None)
+
+
+def note_parts(setting: Setting, sha256: str, parts: list[str] | None) -> None:
+    with setting.alliance.hub.database.session_scope() as session:
+        session.get_one(BlobRow, sha256).parts = parts
+
+
 def test_the_coordinator_hears_which_receipts_of_an_update_are_logged(setting: Setting) -> None:
     journey = setting.running()
     update, receipt = setting.alliance.train(
