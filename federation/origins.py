@@ -14,7 +14,7 @@ import json
 import socket
 import ssl
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from storage.errors import Refused, Unchecked, shown
 
 CONNECT_S = 10.0
-SEND_BYTES = 1 << 20
+SEND_BYTES = 256 << 10  # at a time: so often is it told how far we are
 SILENCE_S = 60.0  # without a single byte
 MAX_REDIRECTS = 3
 MAX_PROBLEM_BYTES = 64 << 10
@@ -75,10 +75,18 @@ class Peers:
         raise Unchecked("E_REDIRECT", f"{origin_of(url)}: more than {MAX_REDIRECTS} redirects")
 
     def put(
-        self, url: str, headers: Mapping[str, str], path: Path, offset: int, size: int
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        path: Path,
+        offset: int,
+        size: int,
+        gone: Callable[[int], None],
     ) -> http.client.HTTPResponse:
         """Send ``size`` bytes of a file from ``offset`` on; the answer's small body has been read.
 
+        Args:
+            gone: told how many bytes went, as they go; what it raises ends the connection.
         Raises:
             Broken: no connection, or it broke before an answer came.
         """
@@ -87,27 +95,36 @@ class Peers:
             with path.open("rb", buffering=0) as file:
                 self._start(connection, "PUT", url, {**headers, "Content-Length": str(size)})
                 with contextlib.suppress(ConnectionError):  # it may have answered before it hung up
-                    self._send(connection.sock, file, offset, size)
+                    self._send(connection.sock, file, offset, size, gone)
             response = connection.getresponse()
             response.read(MAX_PROBLEM_BYTES)
         except _FAILURES as error:
             self.drop(url)
             raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
+        except BaseException:  # half a request is on this connection
+            self.drop(url)
+            raise
         response.close()
         if response.will_close:
             self.drop(url)
         return response
 
-    def _send(self, sock: socket.socket, file: io.FileIO, offset: int, size: int) -> None:
-        """Send a range of a file by way of one buffer; ``sendfile`` took a tenth longer on one machine."""
+    def _send(
+        self, sock: socket.socket, file: io.FileIO, offset: int, size: int, gone: Callable[[int], None]
+    ) -> None:
+        """Send a range of a file: from the kernel straight to the socket where nothing encrypts it."""
         self._buffer = self._buffer or memoryview(bytearray(SEND_BYTES))
         file.seek(offset)
         while size:
-            count = file.readinto(self._buffer[: min(size, SEND_BYTES)])
+            if isinstance(sock, ssl.SSLSocket):
+                count = file.readinto(self._buffer[: min(size, SEND_BYTES)])
+                sock.sendall(self._buffer[:count])
+            else:
+                count = sock.sendfile(file, offset, min(size, SEND_BYTES))
             if not count:
                 raise http.client.HTTPException("the file became shorter while it was sent")
-            sock.sendall(self._buffer[:count])
-            size -= count
+            offset, size = offset + count, size - count
+            gone(count)
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         connection = self._connection(url)

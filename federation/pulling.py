@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from federation import transfer
 from federation.home import Home
 from federation.small_files import SMALL_BYTES, fetch_small
+from federation.streams import Progress
 from storage.encoding import is_digest
 from storage.errors import FedhubError, Refused, Rejected, Unchecked, shown
 from storage.manifests import Manifest, build_manifest, read_manifest
@@ -238,7 +239,7 @@ def _naming_the_rest() -> "Iterator[None]":
         raise Unchecked("E_WRITE", f"small files: cannot be written ({error.strerror})", hint) from error
 
 
-def steps(moved: Callable[[int], None] | None) -> transfer.Progress | None:
+def steps(moved: Callable[[int], None] | None) -> Progress | None:
     """What a transfer tells (bytes done, bytes in all) as the numbers of bytes in between."""
     if moved is None:
         return None

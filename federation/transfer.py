@@ -9,35 +9,31 @@ HTTP clients spend more time per byte than SHA-256 does.
 import errno
 import hashlib
 import os
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from federation.origins import Broken, Peers, origin_of, refusal_of
 from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, digest_of, reserve
+from federation.streams import Counter, Progress, in_streams, wait_s
 from federation.wire import Upload, UploadOrder
 from storage.blobs import ORDER_BYTES
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
 
 STREAMS = 4  # up: the store checks and writes each
-QUICK_S = 10.0  # a file of parts that will take less goes whole: that much is lost when its sender is killed
+QUICK_S = 10.0  # a file goes whole while the rest of it takes less: that much is lost with its sender
+LOOK_S = 1.0  # of sending, before that is judged
 READ_STREAMS = max(2, min(4, os.cpu_count() or 2))  # down: each is hashed here as it comes
 ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
-LONGEST_WAIT_S = 5.0
 CHECK_POLL_S = 0.05
 CHECK_WAIT_S = 600.0
 
 TELL = "the store holds other bytes than were signed: tell the hub's operator"
-
-T = TypeVar("T")
-Progress = Callable[[int, int], None]  # bytes done, bytes in all; called from several threads, one at a time
 
 
 class Uploads(Protocol):
@@ -72,8 +68,9 @@ def send_file(
 ) -> Upload:
     """Bring a file into the store and return its upload, in state ``stored``.
 
-    A repeat after a crash goes on with the parts that are missing: the hub knows which. The first part tells
-    how quick the line is; what will take less than ``QUICK_S`` goes whole, under one order.
+    A repeat after a crash goes on with the parts that are missing: the hub knows which. Where the store takes
+    one stream as quickly as several, a file goes whole under one order, as long as what is left of it will
+    take less than ``QUICK_S``; a line that turns out slower loses what it has sent, and goes on in parts.
 
     Args:
         plan: statement id of the plan whose run this file belongs to.
@@ -82,8 +79,8 @@ def send_file(
             which the store checks as it comes; only a line that breaks on the way makes it go in parts, for
             which it is read again.
         announced: what the hub answered, where the whole of a ``known`` file was announced to it before.
-        hashed: digest, size and part digests from who has just read it, as for a manifest: it goes in parts,
-            and is not read once more for them.
+        hashed: digest, size and part digests from who has just read it, as for a manifest: it is not read
+            once more for them.
         settled: wait until the hub has it; else return once all bytes are in the store: in state
             ``checking``, or ``open`` where it went whole: the hub takes note when a coordinator asks for it.
     Raises:
@@ -98,18 +95,12 @@ def send_file(
             return whole
     sha256, size, parts = hashed or hash_file(path)
     upload = client.upload(sha256, size, parts=parts, plan=plan)
-    counter, attempt = _Counter(size, progress), 0
-    if known is None and parts and upload.orders and not upload.done_parts and size <= ORDER_BYTES:
-        first, began = upload.orders[0], time.monotonic()
-        _, failure = _send_orders(path, [first], (sha256, *parts), size, counter)
-        if failure is None:
-            upload = upload.model_copy(update={"orders": upload.orders[1:], "done_parts": [first.part]})
-            if (time.monotonic() - began) * len(parts) < QUICK_S:
-                # A line this quick carries all of it at once: no parts to join, and none to read again.
-                again = client.upload(sha256, size, plan=plan)
-                whole = _send_whole(client, path, again, sha256, size, progress)
-                if whole is not None:
-                    return whole
+    if known is None and parts and upload.one_stream and not upload.done_parts and size <= ORDER_BYTES:
+        again = client.upload(sha256, size, plan=plan)
+        whole = _send_whole(client, path, again, sha256, size, progress, quick_s=QUICK_S)
+        if whole is not None:
+            return whole
+    counter, attempt = Counter(size, progress), 0
     while upload.state == "open":
         counter.set(sum(_part_size(number, size) for number in upload.done_parts))
         etags, failure = _send_orders(path, upload.orders, (sha256, *(parts or ())), size, counter)
@@ -119,7 +110,7 @@ def send_file(
         attempt = 0 if etags else attempt + 1
         if attempt == ATTEMPTS:
             raise failure
-        time.sleep(_wait_s(attempt))
+        time.sleep(wait_s(attempt))
         upload = client.upload_orders(upload.id, etags)
     return _wait_stored(client, upload, check_wait_s) if settled else upload
 
@@ -133,12 +124,20 @@ def _send_whole(
     progress: Progress | None,
     *,
     complete: bool = True,
+    quick_s: float | None = None,
 ) -> Upload | None:
-    """Send a file under one order for all of it; None when it broke on the way."""
+    """Send a file under one order for all of it; None when it broke on the way.
+
+    Args:
+        quick_s: give it up once what is left will take longer; None: never.
+    """
     if upload.state != "open":
         return upload
+    counter = Counter(size, progress) if quick_s is None else _Watch(size, progress, quick_s)
     try:
-        _, failure = _send_orders(path, upload.orders, (sha256,), size, _Counter(size, progress))
+        _, failure = _send_orders(path, upload.orders, (sha256,), size, counter)
+    except _Slow:
+        return None
     except Refused as error:
         if error.status == 413:  # a proxy on the way takes no body as large
             return None
@@ -148,13 +147,32 @@ def _send_whole(
     return client.upload_complete(upload.id) if complete else upload
 
 
+class _Slow(Exception):
+    """The line is too slow for a whole file at once. Never leaves this module."""
+
+
+class _Watch(Counter):
+    """Gives up a line on which what is left will take too long."""
+
+    def __init__(self, total: int, progress: Progress | None, quick_s: float) -> None:
+        super().__init__(total, progress)
+        self._quick_s, self._sent, self._left, self._began = quick_s, 0, total, time.monotonic()
+
+    def add(self, count: int) -> None:
+        super().add(count)
+        self._sent, self._left = self._sent + count, self._left - count
+        taken = time.monotonic() - self._began
+        if count > 0 and taken > LOOK_S and self._left * taken > self._quick_s * self._sent:
+            raise _Slow
+
+
 def _part_size(number: int, size: int) -> int:
     """Bytes of part ``number`` from 1; of the whole file for 0."""
     return size if number == 0 else min(PART_BYTES, size - (number - 1) * PART_BYTES)
 
 
 def _send_orders(
-    path: Path, orders: Sequence[UploadOrder], digests: Sequence[str], size: int, counter: "_Counter"
+    path: Path, orders: Sequence[UploadOrder], digests: Sequence[str], size: int, counter: Counter
 ) -> tuple[dict[int, str], Unchecked | None]:
     """Send each order's bytes, several at a time: the ETags of those done, and why one was not."""
     etags: dict[int, str] = {}
@@ -162,33 +180,42 @@ def _send_orders(
 
     def send(order: UploadOrder, peers: Peers, stop: threading.Event) -> None:
         try:
-            etags[order.part] = _send_one(peers, path, order, digests[order.part], size)
+            etags[order.part] = _send_one(peers, path, order, digests[order.part], size, counter)
         except Unchecked as error:
             failures.append(error)
             stop.set()
-            return
-        counter.add(_part_size(order.part, size))
 
-    _in_streams(STREAMS, send, orders)
+    in_streams(STREAMS, send, orders)
     return etags, failures[0] if failures else None
 
 
-def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: int) -> str:
-    """Send one order's bytes; returns the ETag.
+def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: int, counter: Counter) -> str:
+    """Send one order's bytes, counted as they go; returns the ETag.
 
     Raises:
         Unchecked: worth another try, with a fresh order.
         Rejected: the file changed.
         Refused: the store will never take it.
     """
-    offset, length = max(0, order.part - 1) * PART_BYTES, _part_size(order.part, size)
+    offset, length, sent = max(0, order.part - 1) * PART_BYTES, _part_size(order.part, size), 0
+
+    def gone(count: int) -> None:
+        nonlocal sent
+        sent += count
+        counter.add(count)
+
     try:
-        response = peers.put(order.url, order.headers, path, offset, length)
+        response = peers.put(order.url, order.headers, path, offset, length, gone)
         status, reason = response.status, f"answered {response.status}"
     except Broken as error:  # some stores refuse by closing the connection while we send
         status, reason = 0, str(error)
+    except _Slow:
+        counter.add(-sent)
+        raise
     if status == 200:
+        gone(length - sent)  # nothing but for an empty file, of which somebody is told all the same
         return (response.getheader("ETag") or "").strip('"')
+    counter.add(-sent)
     if status in (0, 400) and digest_of(path, offset, length) != sha256:
         raise Rejected(
             "E_FILE_CHANGED",
@@ -203,16 +230,16 @@ def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: i
 
 
 def _wait_stored(client: Uploads, upload: Upload, check_wait_s: float) -> Upload:
-    deadline, pause = time.monotonic() + check_wait_s, CHECK_POLL_S
+    began = time.monotonic()
     while upload.state != "stored":
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > check_wait_s:
             raise Unchecked(
                 "E_UPLOAD_CHECKING",
                 f"the hub still checks upload {upload.id} after {check_wait_s:.0f} s",
                 "send it again",
             )
-        time.sleep(pause)
-        pause = min(1.0, pause * 1.5)
+        time.sleep(max(CHECK_POLL_S, min(1.0, waited / 10)))
         upload = client.upload_orders(upload.id)
     return upload
 
@@ -260,7 +287,7 @@ def fetch(
         try:
             kept = partial.start(pieces) if several else set[int]()
             reserve(partial.file, size)
-            counter = _Counter(size, progress, sum(piece.size for piece in pieces if piece.number in kept))
+            counter = Counter(size, progress, sum(piece.size for piece in pieces if piece.number in kept))
             target = _Target(path.name, partial.file, size, counter)
             whole = WholeDigest(partial.path, pieces, kept) if several and not parts_are_signed else None
             missing = [piece for piece in pieces if piece.number not in kept]
@@ -297,7 +324,7 @@ def fetch_bytes(url: str, size: int) -> bytes:
             except Broken as error:
                 if attempt == ATTEMPTS:
                     raise Unchecked("E_STORE_UNREACHABLE", str(error), "try again") from error
-                time.sleep(_wait_s(attempt))
+                time.sleep(wait_s(attempt))
     finally:
         peers.close()
     raise AssertionError("every attempt returns or raises")
@@ -335,7 +362,7 @@ def _fetch_pieces(
                 whole.add(piece.number)
 
     try:
-        _in_streams(streams, read, pieces)
+        in_streams(streams, read, pieces)
     except BaseException:
         if whole:
             whole.stop()
@@ -359,7 +386,7 @@ class _Target:
     name: str
     file: int
     size: int
-    counter: "_Counter"
+    counter: Counter
 
     def write(self, data: memoryview, offset: int) -> None:
         while data:
@@ -387,7 +414,7 @@ def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: thr
                     f"{target.name} from {error}",
                     "try again: what has arrived is kept",
                 ) from error
-            if stop.wait(_wait_s(attempt)):
+            if stop.wait(wait_s(attempt)):
                 break
     return False
 
@@ -443,64 +470,3 @@ def _read_some(peers: Peers, url: str, response: HTTPResponse, buffer: memoryvie
     except (HTTPException, OSError) as error:
         peers.close()
         raise Broken(f"{origin_of(url)}: {type(error).__name__}") from error
-
-
-# --- both -----------------------------------------------------------------------------------------
-
-
-class _Counter:
-    """Tells the caller how far we are."""
-
-    def __init__(self, total: int, progress: Progress | None, done: int = 0) -> None:
-        self._done, self._total, self._progress = done, total, progress
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            if self._progress:
-                self._progress(self._done, self._total)
-
-    def set(self, count: int) -> None:
-        with self._lock:
-            self._done = count
-
-
-def _in_streams(count: int, work: Callable[[T, Peers, threading.Event], None], items: Sequence[T]) -> None:
-    """Do ``work`` for every item, ``count`` at a time; the first error stops the rest and is raised.
-
-    Each thread has connections of its own; ``work`` watches the event, which also it may set.
-    """
-    stop, own, opened = threading.Event(), threading.local(), list[Peers]()
-
-    def one(item: T) -> None:
-        if stop.is_set():
-            return
-        if not hasattr(own, "peers"):
-            own.peers = Peers()
-            opened.append(own.peers)
-        try:
-            work(item, own.peers, stop)
-        except BaseException:
-            stop.set()
-            raise
-
-    try:
-        if len(items) == 1:
-            one(items[0])
-            return
-        with ThreadPoolExecutor(max(1, min(count, len(items))), thread_name_prefix="transfer") as pool:
-            futures = [pool.submit(one, item) for item in items]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                stop.set()
-    finally:
-        for peers in opened:
-            peers.close()
-
-
-def _wait_s(attempt: int) -> float:
-    """Seconds to wait after a failed attempt, spread so that many sites do not return at once."""
-    return min(LONGEST_WAIT_S, 0.1 * (1 << attempt)) * (0.5 + secrets.randbelow(1000) / 1000)

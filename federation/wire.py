@@ -175,6 +175,7 @@ class UploadOrder(Wire):
 class Upload(Wire):
     id: str
     state: Literal["open", "checking", "stored"]
+    one_stream: bool = False  # the store takes a large file in one stream as quickly as in several
     orders: list[UploadOrder] = Field(default_factory=list)
     done_parts: list[int] = Field(default_factory=list)
 

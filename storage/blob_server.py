@@ -4,8 +4,9 @@ It follows the rules that an S3 server follows for signed requests, so that the 
 which store stands behind: a PUT is visible only when every byte has come and has the digest that was
 signed; otherwise the answer is 400 (other bytes), 403 (signature, expiry), 404 (unknown object or upload)
 or 412 (exists, where ``If-None-Match: *`` asks). Objects go to the disk a few seconds after they have come,
-or when the hub asks (``FolderStore.sync``): most updates of a run are gone by then. It knows no accounts,
-lists nothing and deletes nothing: the hub does those through ``FolderStore`` on the same folder.
+or when the hub asks (``FolderStore.sync``): most updates of a run are gone by then. What an order calls
+lasting goes there while it comes. It knows no accounts, lists nothing and deletes nothing: the hub does those
+through ``FolderStore`` on the same folder.
 
 Run as a process of its own: ``python -m storage.blob_server --root DIR``. It prints one JSON line once it
 listens. Reading order: ``Visit.handle``, ``Visit._put``, ``Visit._get``, ``serve``.
@@ -26,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,12 @@ from urllib.parse import quote
 from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret
 from storage.errors import FedhubError, Refused, Unchecked
 from storage.http1 import Connection, Request
-from storage.order_signing import OrderSigner
+from storage.order_signing import LASTING, OrderSigner
 
 MAX_CONNECTIONS = 256
 SYNC_AFTER_S = 5.0  # an object is brought to the disk that long after it has come, unless it is gone by then
 ALONE_BYTES = 8 << 20  # a body up to this size is not worth a second thread
+EARLY_BYTES = 64 << 20  # of a body that will be kept: what the disk is given at a time while more comes
 STALE_S = 3600  # unfinished files older than this are left over from a crash
 PARENT_CHECK_S = 0.5
 
@@ -191,7 +193,7 @@ class Visit(socketserver.BaseRequestHandler):
         incoming = store.new_incoming()
         try:
             with incoming.open("xb", buffering=0) as stream:
-                sha256 = _receive(connection, stream, place.size)
+                sha256 = _receive(connection, stream, place.size, LASTING in request.headers)
                 if place.sha256 not in (None, sha256):
                     raise Refused(
                         "E_DIGEST",
@@ -258,11 +260,11 @@ class Visit(socketserver.BaseRequestHandler):
                 connection.send_file(stream, start, end - start)
 
 
-def _receive(connection: Connection, stream: Any, size: int) -> str:
+def _receive(connection: Connection, stream: Any, size: int, lasting: bool) -> str:
     """Write a body to ``stream``; returns its SHA-256."""
     connection.start_body(size)
     if size > ALONE_BYTES:
-        return _receive_large(connection, stream, size)
+        return _receive_large(connection, stream, size, EARLY_BYTES if lasting else size)
     buffer, found, left = memoryview(bytearray(CHUNK_BYTES)), hashlib.sha256(), size
     while left:
         count = connection.read_into(buffer[: min(left, CHUNK_BYTES)])
@@ -272,11 +274,16 @@ def _receive(connection: Connection, stream: Any, size: int) -> str:
     return found.hexdigest()
 
 
-def _receive_large(connection: Connection, stream: Any, size: int) -> str:
-    """The same with a thread that hashes while the next bytes come: half the time where a core is idle."""
+def _receive_large(connection: Connection, stream: Any, size: int, early: int) -> str:
+    """The same with a thread that hashes while the next bytes come: half the time where a core is idle.
+
+    Another brings each ``early`` bytes to the disk: who then asks for all of them there waits for the rest.
+    """
     buffer, other = memoryview(bytearray(CHUNK_BYTES)), memoryview(bytearray(CHUNK_BYTES))
     found, left, hashed = hashlib.sha256(), size, None
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+    with ThreadPoolExecutor(1, "hash") as pool, ThreadPoolExecutor(1, "disk") as disk:
+        flushed: Future[object] = disk.submit(int)
+        due = size - early
         while left:
             count = connection.read_into(buffer[: min(left, CHUNK_BYTES)])
             if hashed is not None:
@@ -284,6 +291,10 @@ def _receive_large(connection: Connection, stream: Any, size: int) -> str:
             hashed = pool.submit(found.update, buffer[:count])
             stream.write(buffer[:count])
             buffer, other, left = other, buffer, left - count
+            if 0 < left <= due and flushed.done():
+                flushed.result()  # a full disk is told as if the write had met it
+                flushed, due = disk.submit(os.fdatasync, stream.fileno()), left - early
+        flushed.result()
     return found.hexdigest()
 
 

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -23,7 +24,7 @@ from typing import BinaryIO, Protocol
 from storage.encoding import format_time
 from storage.errors import Misuse, Refused, Unchecked
 from storage.folder_parts import BOOT, append_part, check_part, note_boot, same_boot
-from storage.order_signing import OrderSigner
+from storage.order_signing import LASTING, OrderSigner
 
 CHUNK_BYTES = 1 << 20
 MAX_KEY_BYTES = 1000
@@ -70,8 +71,19 @@ class BlobStore(Protocol):
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with ``prefix``, ascending."""
 
-    def order(self, key: str, sha256: str, size: int) -> Order:
-        """A request that puts the bytes of this digest and size at ``key``."""
+    @property
+    def one_stream(self) -> bool:
+        """Whether one order brings a large file as quickly as parts side by side would.
+
+        Parts cost more afterwards: they are joined, and the whole is read once.
+        """
+
+    def order(self, key: str, sha256: str, size: int, *, lasting: bool = False) -> Order:
+        """A request that puts the bytes of this digest and size at ``key``.
+
+        Args:
+            lasting: ``sync`` will be asked for as soon as they are there.
+        """
 
     def begin_parts(self, key: str) -> str:
         """Start an object of several parts; returns the upload's id."""
@@ -129,6 +141,15 @@ def check_key(key: str) -> str:
     return key
 
 
+def read_ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, the next one fetched by a second thread while the caller works on this one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        coming = pool.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = pool.submit(next, pieces, None)
+            yield piece
+
+
 def no_blob(key: str) -> Unchecked:
     return Unchecked("E_NO_BLOB", f"the object store has no object {key}")
 
@@ -161,6 +182,8 @@ def check_parts(upload_id: str, etags: dict[int, str], stored: dict[int, str]) -
 
 class FolderStore:
     """Objects as files under ``root``; orders and URLs point to the blob server at ``public_url``."""
+
+    one_stream = True  # the blob server hashes beside receiving, and the disk is slower than that
 
     def __init__(
         self, root: Path, public_url: str, secret: bytes, *, clock: Callable[[], float] = time.time
@@ -262,8 +285,11 @@ class FolderStore:
         with self.open(key) as stream:
             sync_file(stream)
 
-    def order(self, key: str, sha256: str, size: int) -> Order:
-        return self._order(check_key(key), "", sha256, size)
+    def order(self, key: str, sha256: str, size: int, *, lasting: bool = False) -> Order:
+        order = self._order(check_key(key), "", sha256, size)
+        if lasting:
+            order.headers[LASTING] = "1"
+        return order
 
     def _order(self, key: str, query: str, sha256: str, size: int) -> Order:
         expires = int(self._clock()) + ORDER_S

@@ -16,6 +16,7 @@ from storage.errors import Refused
 
 DIGEST, SIZE = "x-fedhub-content-sha256", "x-fedhub-content-size"
 EXPIRES, SIGNATURE = "x-fedhub-expires", "x-fedhub-signature"
+LASTING = "x-fedhub-lasting"  # a wish, no right, so not signed: write to the disk as it comes
 MAX_BODY_BYTES = 5 << 30  # S3's limit for one PUT
 
 

@@ -265,7 +265,9 @@ class StoreHub:
     def __init__(self, store: BlobStore, key: str) -> None:
         self.store, self.key = store, key
         self.there = False
-        self.announced: tuple[str, int, list[str] | None] = ("", 0, None)
+        self.one_stream = store.one_stream
+        self.announced: tuple[str, int, list[str] | None] = ("", 0, None)  # at last
+        self.parts: list[str] | None = None  # of upload "u"; upload "w" is that of the whole
         self.upload_id: str | None = None
         self.given: list[list[int]] = []
         self.checks = 2  # how often the hub still says "checking"
@@ -277,17 +279,19 @@ class StoreHub:
         self.announced = (sha256, size, list(parts) if parts else None)
         if self.there:
             return Upload(id="u", state="stored")
-        if parts and self.upload_id is None:
-            self.upload_id = self.store.begin_parts(self.key)
-        return self.upload_orders("u")
+        if parts:
+            self.parts = list(parts)
+            self.upload_id = self.upload_id or self.store.begin_parts(self.key)
+        return self.upload_orders("u" if parts else "w")
 
     def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
-        sha256, size, parts = self.announced
+        sha256, size, _ = self.announced
+        parts = self.parts if upload_id == "u" else None
         if self.store.size(self.key) is not None:
             self.checks -= 1
-            return Upload(id="u", state="checking" if self.checks > 0 and parts else "stored")
+            return Upload(id=upload_id, state="checking" if self.checks > 0 and parts else "stored")
         if parts is None or self.upload_id is None:
-            orders, done = {0: self.store.order(self.key, sha256, size)}, []
+            orders, done = {0: self.store.order(self.key, sha256, size, lasting=True)}, []
         else:
             done = sorted(self.store.stored_parts(self.key, self.upload_id))
             lengths = {
@@ -308,16 +312,17 @@ class StoreHub:
                     part=number, method="PUT", url=order.url, headers=order.headers, expires=order.expires
                 )
             )
-        return Upload(id="u", state="open", orders=wired, done_parts=done)
+        return Upload(id=upload_id, state="open", one_stream=self.one_stream, orders=wired, done_parts=done)
 
     def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
-        if self.upload_id is not None and self.announced[2]:
+        parts = self.parts if upload_id == "u" else None
+        if self.upload_id is not None and parts:
             self.store.complete_parts(
                 self.key, self.upload_id, self.store.stored_parts(self.key, self.upload_id)
             )
         if self.store.size(self.key) is None:
             raise Refused("E_INCOMPLETE", "the store holds no bytes of it", status=409)
-        return Upload(id="u", state="checking" if self.announced[2] else "stored")
+        return Upload(id=upload_id, state="checking" if parts else "stored")
 
 
 # --- all of them --------------------------------------------------------------------------------------------

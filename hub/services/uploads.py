@@ -27,7 +27,7 @@ from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
 from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
-from storage.blobs import ORDER_BYTES, Order
+from storage.blobs import ORDER_BYTES, Order, read_ahead
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
 
@@ -258,7 +258,7 @@ def answer(hub: Hub, row: UploadRow) -> Upload:
         return Upload(id=row.id, state="stored" if row.state == "stored" else "checking")
     store = hub.coordinator_store if row.uploader == COORDINATOR_NAME else hub.store
     if row.parts is None or row.multipart is None:
-        order = store.order(row.key, row.sha256, row.size)
+        order = store.order(row.key, row.sha256, row.size, lasting=row.plan is None)
         return Upload(id=row.id, state="open", orders=[_wire_order(0, order)])
     done = sorted(hub.store.stored_parts(row.key, row.multipart))
     orders = []
@@ -267,7 +267,7 @@ def answer(hub: Hub, row: UploadRow) -> Upload:
             length = min(PART_BYTES, row.size - (number - 1) * PART_BYTES)
             order = store.part_order(row.key, row.multipart, number, sha256, length)
             orders.append(_wire_order(number, order))
-    return Upload(id=row.id, state="open", orders=orders, done_parts=done)
+    return Upload(id=row.id, state="open", one_stream=store.one_stream, orders=orders, done_parts=done)
 
 
 def _wire_order(part: int, order: Order) -> UploadOrder:
@@ -309,6 +309,7 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
         row = _owned(session, actor, upload_id)
         if row.state == "open":
             row.state = "checking"
+    hub.bell.ring()  # for ``check_waiting``
     return answer(hub, row)
 
 
@@ -449,7 +450,7 @@ def check_whole(hub: Hub, upload_id: str) -> UploadRow:
     found, size = hashlib.sha256(), 0
     with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
         synced = pool.submit(hub.store.sync, row.key)  # the disk writes while we read what it will hold
-        for chunk in hub.store.stream(row.key):
+        for chunk in read_ahead(hub.store.stream(row.key)):
             found.update(chunk)
             size += len(chunk)
         synced.result()

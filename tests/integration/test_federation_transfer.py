@@ -5,12 +5,14 @@ import hashlib
 import http.server
 import os
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import federation.streams
 import federation.transfer
 import storage.manifests
 from federation.partials import Partial
@@ -40,11 +42,10 @@ def partial_of(folder: Path, data: bytes) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 5 MiB, no patience to speak of, and a line on which a file of several parts goes in parts."""
-    monkeypatch.setattr(federation.transfer, "QUICK_S", 0)
+    """Parts of 5 MiB, and no patience to speak of."""
     monkeypatch.setattr(storage.manifests, "PART_BYTES", PART)
     monkeypatch.setattr(federation.transfer, "PART_BYTES", PART)
-    monkeypatch.setattr(federation.transfer, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(federation.streams, "LONGEST_WAIT_S", 0.02)
 
 
 @pytest.fixture(scope="module", params=store_names())
@@ -55,7 +56,10 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def hub(make: StoreMaker, request: pytest.FixtureRequest) -> StoreHub:
-    return StoreHub(make(), f"blobs/{sha(request.node.name.encode())[:16]}.t")
+    """A hub whose store takes parts side by side more quickly than one stream."""
+    hub = StoreHub(make(), f"blobs/{sha(request.node.name.encode())[:16]}.t")
+    hub.one_stream = False
+    return hub
 
 
 def file_of(tmp_path: Path, data: bytes) -> Path:
@@ -141,12 +145,52 @@ def test_file_whose_digest_is_known_goes_whole_and_is_stored_without_another_rea
     assert hub.store.get(hub.key) == LARGE
 
 
-def test_file_that_a_quick_line_carries_goes_whole_after_its_first_part(
+def test_file_goes_whole_where_one_stream_is_as_quick_as_several(
     hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(federation.transfer, "QUICK_S", 3600)
-    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    hub.one_stream = True
+    seen: list[int] = []
+    path = file_of(tmp_path, LARGE)
+    assert send_file(hub, path, progress=lambda done, total: seen.append(done)).state == "stored"
     assert hub.given == [[1, 2, 3, 4], [0]] and hub.announced == (sha(LARGE), len(LARGE), None)
+    assert hub.store.get(hub.key) == LARGE
+    assert seen == sorted(seen) and len(seen) > 4 and seen[-1] == len(LARGE)
+
+
+def test_line_that_turns_out_slow_is_given_up_and_the_file_goes_on_in_parts(
+    hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.transfer, "QUICK_S", 0)
+    monkeypatch.setattr(federation.transfer, "LOOK_S", 0)
+    hub.one_stream = True
+    sent: list[int] = []
+    plain = federation.transfer._send_one
+
+    def counted(peers: Any, path: Path, order: Any, *rest: Any) -> str:
+        sent.append(order.part)
+        return plain(peers, path, order, *rest)
+
+    monkeypatch.setattr(federation.transfer, "_send_one", counted)
+    seen: list[int] = []
+    path = file_of(tmp_path, LARGE)
+    assert send_file(hub, path, progress=lambda done, total: seen.append(done)).state == "stored"
+    assert sent[0] == 0 and sorted(sent) == [0, 1, 2, 3, 4]
+    assert hub.store.get(hub.key) == LARGE
+    assert 0 in seen[1:3], "what the whole had sent is taken back at once"
+    assert min(seen) == 0 and max(seen) == seen[-1] == len(LARGE)
+
+
+def test_repeat_goes_on_in_parts_also_where_one_stream_is_as_quick(hub: StoreHub, tmp_path: Path) -> None:
+    begun = hub.upload(sha(LARGE), len(LARGE), parts=parts_of(LARGE))
+    order = begun.orders[1]
+    answer = urllib.request.urlopen(
+        urllib.request.Request(order.url, LARGE[PART : 2 * PART], order.headers, method="PUT")
+    )
+    assert answer.status == 200
+    hub.one_stream = True
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    assert hub.given == [[1, 2, 3, 4], [1, 3, 4]]
     assert hub.store.get(hub.key) == LARGE
 
 

@@ -90,6 +90,44 @@ def test_large_body_is_stored_to_the_last_byte_and_refused_for_a_single_other_on
     assert store.get("a/large") == data
 
 
+def test_body_that_will_last_goes_to_the_disk_while_it_comes_and_no_other_does(
+    server: BlobServer, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    plain = os.fdatasync
+
+    def flush(file: int) -> None:
+        flushed.append(os.fstat(file).st_size)
+        plain(file)
+
+    monkeypatch.setattr(os, "fdatasync", flush)
+    monkeypatch.setattr(storage.blob_server, "EARLY_BYTES", 1 << 20)
+    size = storage.blob_server.ALONE_BYTES + (4 << 20) + 12_345
+    data, close = os.urandom(size), "Connection: close\r\n"
+    for key, lasting in (("gone-soon", False), ("kept", True)):
+        assert flushed == []
+        order = store.order(key, hashlib.sha256(data).hexdigest(), size, lasting=lasting)
+        assert talk(server, head_of(order, size, close), data).startswith(b"HTTP/1.1 200 ")
+        assert store.get(key) == data
+    assert flushed and flushed[0] < size
+
+
+def test_disk_that_fills_while_a_lasting_body_comes_is_said_and_leaves_nothing(
+    server: BlobServer, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    monkeypatch.setattr(storage.blob_server, "EARLY_BYTES", 1 << 20)
+    size = storage.blob_server.ALONE_BYTES + (4 << 20)
+    data = os.urandom(size)
+    order = store.order("a", hashlib.sha256(data).hexdigest(), size, lasting=True)
+    assert talk(server, head_of(order, size), data).startswith(b"HTTP/1.1 507")
+    assert store.size("a") is None
+    assert not list((store.path("x").parent / ".incoming").iterdir())
+
+
 def test_client_that_waits_before_its_body_is_told_to_go_on(server: BlobServer, store: FolderStore) -> None:
     head = head_of(
         store.order("a", SHA, len(DATA)), len(DATA), "Expect: 100-continue\r\nConnection: close\r\n"
@@ -222,7 +260,7 @@ def test_more_connections_than_places_are_closed_at_once(
 def test_full_disk_is_said_and_leaves_nothing(
     server: BlobServer, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(connection: object, stream: object, size: int) -> str:
+    def full(connection: object, stream: object, size: int, lasting: bool) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storage.blob_server, "_receive", full)
