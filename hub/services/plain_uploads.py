@@ -29,6 +29,7 @@ from hub.services.keeping import hold_blob
 from hub.services.quotas import check_quota
 from hub.services.uploads import add_blobs, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
+from storage.blobs import read_ahead
 from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
 from storage.manifests import PART_BYTES
@@ -198,7 +199,7 @@ def _join(hub: Hub, row: PlainUploadRow) -> None:
 def hash_object(hub: Hub, key: str) -> tuple[str, int, list[str] | None]:
     """Digest, size and digests of the 32 MiB parts (None up to one part) of an object, in one read."""
     hasher = PartHasher()
-    for chunk in hub.store.stream(key):
+    for chunk in read_ahead(hub.store.stream(key)):
         hasher.update(chunk)
     return hasher.result()
 
@@ -273,14 +274,7 @@ def keep(
 def keep_small(hub: Hub, actor: Actor, data: bytes) -> tuple[str, int]:
     """Make bytes at hand a blob of the actor's; returns digest and size."""
     sha256 = hashlib.sha256(data).hexdigest()
-    with hub.database.session_scope(write=False) as session:
-        if usable_blobs(hub, session, actor, [sha256]).get(sha256) == len(data):
-            return sha256, len(data)
-        check_quota(hub, session, uploader_of(actor), len(data))
-    upload_id = secrets.token_hex(16)
-    key = blob_key(sha256, upload_id)
-    hub.store.put(key, data)  # also where another has the same bytes: theirs may be swept at this moment
-    keep(hub, uploader_of(actor), sha256, len(data), None, key, upload_id=upload_id)
+    _keep_files(hub, actor, {sha256: data})
     return sha256, len(data)
 
 
@@ -292,7 +286,11 @@ def keep_group(hub: Hub, actor: Actor, request: SmallFiles) -> None:
         Rejected: ``E_DIGEST``; one has another digest than is said.
     """
     decide(actor, "upload", Thing("small files"))
-    files = _checked_files(request)
+    _keep_files(hub, actor, _checked_files(request))
+
+
+def _keep_files(hub: Hub, actor: Actor, files: dict[str, bytes]) -> None:
+    """Put those of these files, by digest, that the actor may not use yet and nobody else has brought."""
     with hub.database.session_scope(write=False) as session:
         usable = usable_blobs(hub, session, actor, list(files))
         fresh = {sha256: data for sha256, data in files.items() if usable.get(sha256) != len(data)}

@@ -1,5 +1,6 @@
 """What nothing needs goes; what anything needs stays, also when pushes and sweeps meet."""
 
+import base64
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 from sqlmodel import Session, col, select
 
 from federation.publishing import push_version
+from federation.wire import SmallFile
 from hub.background import Housekeeper
 from hub.services import garbage, keeping, plain_uploads
 from hub.services.garbage import Swept, sweep
@@ -92,21 +94,27 @@ def test_what_was_swept_cannot_be_published(
     assert whole(alliance, made.asset_id)
 
 
-def test_small_file_of_anothers_that_is_swept_as_it_is_committed_is_there(
-    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["commit", "group"])
+def test_small_file_of_anothers_that_is_swept_as_it_is_kept_is_there(
+    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    keep, stock, repo = plain_uploads.keep, Stock.of(alliance, LABS[0]), f"{LABS[0]}/d"
+    data, keep = f"common {way}".encode(), plain_uploads._keep_all
+    stock, repo = Stock.of(alliance, LABS[0]), f"{LABS[0]}/{way}"
 
-    def sweep_first(*arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(plain_uploads, "keep", keep)
+    def sweep_first(*arguments: Any) -> None:
+        monkeypatch.setattr(plain_uploads, "_keep_all", keep)
         garbage.sweep_blobs(alliance.hub, Swept(), later(alliance))
-        keep(*arguments, **options)
+        keep(*arguments)
 
-    send(alliance, b"common")
+    send(alliance, data)
     stock.create(repo)
-    monkeypatch.setattr(plain_uploads, "keep", sweep_first)
-    assert stock.commit(repo, {"note.txt": b"common"}).status_code == 200
-    assert stock.resolve(repo, "main", "note.txt").content == b"common"
+    monkeypatch.setattr(plain_uploads, "_keep_all", sweep_first)
+    if way == "group":
+        with alliance.as_(LABS[0]) as lab:
+            lab.upload_small([SmallFile(sha256=digest(data), data=base64.b64encode(data).decode())])
+        assert plain_uploads._keep_all is keep
+    assert stock.commit(repo, {"note.txt": data}).status_code == 200
+    assert stock.resolve(repo, "main", "note.txt").content == data
 
 
 def whole(alliance: AllianceInProcess, asset_id: str) -> bool:
