@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import transfer
 from federation.aggregation import AggregationResult, SiteUpdate, aggregate
 from federation.evaluation import mean_metrics
 from federation.messages import OrderReply
@@ -98,7 +97,7 @@ class ServerState:
         """Bring the state of round ``number`` into the store, for its report."""
         for slot, file in made.items():
             path = self._folder(number) / _file(slot)
-            transfer.send_file(self._run.client, path, plan=self._run.plan, known=(file.sha256, file.size))
+            self._run.put(path, file.sha256, file.size, settled=True)
         return {slot: StoredFile(sha256=file.sha256, size=file.size) for slot, file in made.items()}
 
     def forget(self, number: int) -> None:
@@ -149,9 +148,8 @@ class Closing:
             state=self._state.before(number),
             next_state=self._state.after(number),
         )
-        known = (result.sha256, result.size)
-        # The hub reads a large one by itself before it signs the round.
-        transfer.send_file(self._run.client, out, plan=self._run.plan, known=known, settled=False)
+        # The hub looks itself whether it has come, before it signs the round.
+        self._run.put(out, result.sha256, result.size, settled=False)
         kept = self._state.store(number, result.state) if number < self._rounds else {}
         picked = set(result.folded)
         report = RoundReport(

@@ -7,6 +7,7 @@ No Flower here: ``Exchange`` carries texts to nodes and back (``federation.flowe
 """
 
 import base64
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from federation import asking, transfer
 from federation.closing import Closing, Stopped
 from federation.delivery import Exchange
 from federation.messages import InputReference
+from federation.partials import digest_of
 from federation.plan import Config, read_config
 from federation.round_desk import RoundDesk, Weights
 from federation.strategies import Strategy, make_strategy
 from federation.telling import Telling
 from federation.wire import RunEnd, WeightsLocation, Work, WorkSite
-from storage.errors import Refused, Unchecked
+from storage.blobs import ORDER_BYTES
+from storage.errors import Refused, Rejected, Unchecked
 
 if TYPE_CHECKING:
     from federation.client import HubClient
@@ -104,6 +107,36 @@ class Coordinator:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
+    def find(self, location: WeightsLocation) -> Path | None:
+        """A file of a store that is a folder of this machine, where it lies, checked against its digest.
+
+        It is the store's: to be read, and never to be written over or moved.
+
+        Raises:
+            Rejected: ``E_DIGEST``.
+        """
+        path = None if location.file is None else Path(location.file)
+        if path is None or not path.is_file():
+            return None
+        if (found := digest_of(path, 0, location.size)) != location.sha256:
+            raise Rejected("E_DIGEST", f"{path.name}: it has digest {found}, expected {location.sha256}")
+        return path
+
+    def put(self, path: Path, sha256: str, size: int, *, settled: bool) -> None:
+        """Bring a file of this run's into the store; where that is a folder of this machine, as it is.
+
+        The hub then reads it, and it is the store's too: it must not be written over. ``settled`` as in
+        ``transfer.send_file``.
+        """
+        announced = self.client.upload(sha256, size, plan=self.plan) if size <= ORDER_BYTES else None
+        if announced and announced.file and _leave(path, Path(announced.file)):
+            self.client.upload_complete(announced.id)
+            return
+        known = (sha256, size)
+        transfer.send_file(
+            self.client, path, plan=self.plan, known=known, announced=announced, settled=settled
+        )
+
     def fetch(self, location: WeightsLocation, path: Path, over: Path | None = None) -> Path:
         """A file of the store, checked against its digest while it streams; from the hub's newest address if
         need be. ``over`` is a file that is needed no more.
@@ -115,3 +148,13 @@ class Coordinator:
             fresh = self.client.weights(self.plan, location.sha256)
             transfer.fetch(fresh.url, path, location.sha256, location.size, parts, over=over)
         return path
+
+
+def _leave(path: Path, place: Path) -> bool:
+    """Give a file a second name; false where the place is on another machine, or in another file system."""
+    try:
+        place.unlink(missing_ok=True)  # of an attempt that ended there
+        os.link(path, place)
+    except OSError:
+        return False
+    return True

@@ -335,10 +335,7 @@ class RoundDesk:
             raise Rejected(
                 "E_RECEIPT", f"update of {one.site.institution}: the receipt that was sent is not in the log"
             )
-        # A folder for each site: two may send the same bytes, which are fetched under a name of their digest.
-        folder = self._run.space("updates", one.site.dataset)
-        path = folder / f"{self._number}.safetensors"
-        self._run.fetch(location, path, next(folder.glob("*.safetensors"), None))
+        path = self._run.find(location) or self._bring(one, location)
         check_update(
             one.site.dataset,
             path,
@@ -347,6 +344,13 @@ class RoundDesk:
             compression=self._config.compression,
         )
         return path
+
+    def _bring(self, one: SiteState, location: WeightsLocation) -> Path:
+        """A copy of the update; it is written over the one of an older round."""
+        # A folder for each site: two may send the same bytes, which are fetched under a name of their digest.
+        folder = self._run.space("updates", one.site.dataset)
+        path = folder / f"{self._number}.safetensors"
+        return self._run.fetch(location, path, next(folder.glob("*.safetensors"), None))
 
     def _settle_fetches(self, *, wait: bool) -> None:
         for one in self._sites.values():

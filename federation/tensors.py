@@ -242,7 +242,7 @@ class TensorWriter:
         self._written = 0
         self._temporary = unfinished(path)
         try:
-            opened = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            opened = _open_alone(self._temporary)
         except OSError as error:
             raise _unwritable(path, error) from error
         self._file = open(opened, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
@@ -309,6 +309,17 @@ class TensorWriter:
         if not self._file.closed:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def _open_alone(path: Path) -> int:
+    """Open a file to write over it; a new one where the bytes have another name too, as in a store."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    opened = os.open(path, flags, 0o666)
+    if os.fstat(opened).st_nlink > 1:
+        os.close(opened)
+        path.unlink()
+        opened = os.open(path, flags, 0o666)
+    return opened
 
 
 def unfinished(path: Path) -> Path:

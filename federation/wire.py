@@ -178,6 +178,7 @@ class Upload(Wire):
     one_stream: bool = False  # the store takes a large file in one stream as quickly as in several
     orders: list[UploadOrder] = Field(default_factory=list)
     done_parts: list[int] = Field(default_factory=list)
+    file: str | None = None  # for the coordinator: where it may leave it, if the store is a folder there
 
 
 class UploadParts(Wire):
@@ -189,7 +190,9 @@ class WeightsLocation(Wire):
     size: int
     url: str
     parts: list[Digest] | None = None
-    receipts: list[Digest] = Field(default_factory=list)  # for the coordinator: logged ones of this update
+    # For the coordinator only:
+    receipts: list[Digest] = Field(default_factory=list)  # logged ones of this update
+    file: str | None = None  # where it lies on the hub's machine, if the store is a folder there
 
 
 class UpdatesRequest(Wire):

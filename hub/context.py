@@ -9,7 +9,7 @@ from hub.database import Database
 from hub.keys import HubKeys
 from hub.ledger import Ledger
 from hub.settings import Settings
-from storage.blobs import BlobStore
+from storage.blobs import BlobStore, FolderStore
 
 
 class Signer(Protocol):
@@ -85,6 +85,11 @@ class Hub:
     nodes: NodeRegistry | None = None  # None: SuperLink is switched off
     inside: BlobStore | None = None  # the store as the coordinator reaches it; None: at its public address
     bell: Bell = field(default_factory=Bell)  # calls this process's background work
+
+    @property
+    def folder(self) -> FolderStore | None:
+        """The store where it is a folder: a coordinator beside us reads and writes there without a server."""
+        return self.store if isinstance(self.store, FolderStore) else None
 
     @property
     def coordinator_store(self) -> BlobStore:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from storage.encoding import format_time
-from storage.errors import Misuse, Refused, Unchecked
+from storage.errors import Misuse, Refused, Rejected, Unchecked
 from storage.folder_parts import BOOT, append_part, check_part, note_boot, same_boot
 from storage.order_signing import LASTING, OrderSigner
 
@@ -227,6 +227,28 @@ class FolderStore:
         else:
             incoming.replace(path)
         sync_folder(path.parent)
+
+    def beside(self, name: str) -> Path:
+        """Where a process on this machine leaves a file of its own for ``take``."""
+        return self._incoming / f"beside-{name}"
+
+    def take(self, name: str, key: str, sha256: str) -> bool:
+        """Read the file that was left under a name, and make it the object; false: there is none.
+
+        Raises:
+            Rejected: ``E_DIGEST``; the file is gone.
+        """
+        left = self.beside(name)
+        try:
+            with left.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != sha256:
+                left.unlink()
+                raise Rejected("E_DIGEST", f"the file left for {key} has digest {found}, expected {sha256}")
+            self.install(left, self.path(key))
+        except FileNotFoundError:  # or taken at this moment for the same upload
+            return False
+        return True
 
     def sweep(self, before: float) -> None:
         """Remove unfinished files that nobody has written to since ``before`` (Unix seconds)."""

@@ -108,6 +108,7 @@ class RoundHub:
     files: dict[str, bytes] = field(default_factory=dict)  # digest -> what came with a statement
     statistics: bytes | None = None
     allow: Callable[[str], bool] = lambda dataset: True  # which sites get orders
+    beside: bool = False  # whether the coordinator hears where files lie
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     # --- setting up -----------------------------------------------------------------------------------------
@@ -317,6 +318,7 @@ class RoundHub:
         if not sent.stored:
             if sent.multipart is not None:
                 self.store.complete_parts(sent.key, sent.multipart, etags)
+            self.store.take(upload_id, sent.key, sent.request.sha256)
             if self.store.size(sent.key) != sent.request.size:
                 raise Refused("E_UPLOAD", "not all bytes are in the store", status=409)
             self.objects.setdefault(
@@ -339,7 +341,11 @@ class RoundHub:
         for upload_id, sent in list(self.uploads.items()):
             if sent.request.sha256 in digests and self.store.size(sent.key) == sent.request.size:
                 self.complete(upload_id, {})
-        return {one: self.weights(one) for one in digests if one in self.objects}
+        return {one: self._place_of(self.weights(one)) for one in digests if one in self.objects}
+
+    def _place_of(self, location: wire.WeightsLocation) -> wire.WeightsLocation:
+        file = str(self.store.path(self.objects[location.sha256].key)) if self.beside else None
+        return location.model_copy(update={"file": file})
 
     def work(self) -> wire.Work:
         assert self.plan is not None
@@ -505,7 +511,10 @@ class LocalClient:
         self, sha256: str, size: int, *, parts: Sequence[str] | None = None, plan: str | None = None
     ) -> wire.Upload:
         kept = None if parts is None else list(parts)
-        return self.hub.upload(wire.UploadRequest(sha256=sha256, size=size, parts=kept, plan=plan))
+        upload = self.hub.upload(wire.UploadRequest(sha256=sha256, size=size, parts=kept, plan=plan))
+        beside = self.member is None and self.hub.beside and upload.state == "open"
+        file = str(self.hub.store.beside(upload.id)) if beside else None
+        return upload.model_copy(update={"file": file})
 
     def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> wire.Upload:
         return self.hub._upload(self.hub.uploads[upload_id])

@@ -135,9 +135,10 @@ class ScriptedExchange:
 class Stage:
     """A hub, three sites and a coordinator between them."""
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, *, beside: bool = False, **config: Any) -> None:
         self.folder = folder
         self.hub = RoundHub.start(folder / "hub")
+        self.hub.beside = beside
         self.sites: dict[str, ScriptedSite] = {}
         (folder / "site").mkdir()
         for number, name in enumerate(("lab-a", "lab-b", "lab-c"), 1):

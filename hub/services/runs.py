@@ -399,6 +399,8 @@ def locate(hub: Hub, session: Session, sha256: str, actor: Actor) -> WeightsLoca
 def _location(
     hub: Hub, actor: Actor, sha256: str, size: int, key: str, parts: list[str] | None
 ) -> WeightsLocation:
-    store = hub.coordinator_store if actor.by == "coordinator" else hub.store
+    beside = actor.by == "coordinator"
+    store = hub.coordinator_store if beside else hub.store
     url = store.signed_url(key, expires_s=hub.settings.weights_url_s)
-    return WeightsLocation(sha256=sha256, size=size, url=url, parts=parts)
+    file = str(hub.folder.path(key)) if beside and hub.folder else None
+    return WeightsLocation(sha256=sha256, size=size, url=url, parts=parts, file=file)

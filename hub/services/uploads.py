@@ -79,13 +79,17 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
                 _check_open_uploads(hub, session, row.uploader)
                 if row.plan is None:
                     check_quota(hub, session, row.uploader, row.size)
-            swept = there and hold_blob(session, row.sha256) is None
+            held = hold_blob(session, row.sha256) if there else None
+            swept = there and held is None
             if not swept:
                 session.add(row)
+            key = held.key if held and row.plan is None else None
     except BaseException:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         raise
+    if key is not None:
+        hub.store.sync(key)  # it may have come for a run, which does not wait for the disk
     return announce(hub, actor, request) if swept else answer(hub, row)
 
 
@@ -259,7 +263,9 @@ def answer(hub: Hub, row: UploadRow) -> Upload:
     store = hub.coordinator_store if row.uploader == COORDINATOR_NAME else hub.store
     if row.parts is None or row.multipart is None:
         order = store.order(row.key, row.sha256, row.size, lasting=row.plan is None)
-        return Upload(id=row.id, state="open", orders=[_wire_order(0, order)])
+        beside = hub.folder if row.uploader == COORDINATOR_NAME else None
+        file = str(beside.beside(row.id)) if beside else None
+        return Upload(id=row.id, state="open", orders=[_wire_order(0, order)], file=file)
     done = sorted(hub.store.stored_parts(row.key, row.multipart))
     orders = []
     for number, sha256 in enumerate(row.parts, start=1):
@@ -299,6 +305,8 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
     if row.state != "open":
         return answer(hub, row)
     if row.parts is None or row.multipart is None:
+        if _take(hub, row):
+            return answer(hub, settle(hub, row.id, checked_by="hub"))
         if not came_whole(hub, row):
             size = hub.store.size(row.key)
             raise _incomplete(row, f"the store holds {size or 'no'} bytes of it, announced were {row.size}")
@@ -311,6 +319,12 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
             row.state = "checking"
     hub.bell.ring()  # for ``check_waiting``
     return answer(hub, row)
+
+
+def _take(hub: Hub, row: UploadRow) -> bool:
+    """Whether the coordinator has left the file beside the store's, and it is what was announced."""
+    beside = hub.folder if row.uploader == COORDINATOR_NAME else None
+    return beside is not None and beside.take(row.id, row.key, row.sha256)
 
 
 def came_whole(hub: Hub, row: UploadRow) -> bool:

@@ -3,7 +3,7 @@
 ``python tests/bench/bench_rounds.py [--mb 1] [--sites 2] [--rounds 5] [--json FILE] [--only ours|stock]``;
 each option also from the environment: MB, SITES, ROUNDS, JSON. Ours is the product as it is: a hub process
 with its database and log, blob server, SuperLink, one agent per site, orders and receipts signed, every
-transfer checked; each site trains a small network of that size on four rows. Stock is flwr's own SuperLink,
+transfer checked; each site makes one step of a network of that size. Stock is flwr's own SuperLink,
 SuperNodes and FedAvg with clients that add a constant. All processes share this machine; the first round is
 not counted in the median.
 """
@@ -61,7 +61,7 @@ LIMIT_S = 1800.0
 TOGETHER = 16  # more sites than these share one process
 MANY_SITES = Path(__file__).with_name("many_sites.py")
 BARE_TRAINING = Path(__file__).with_name("bare_training.py")
-ROWS = 4
+ROWS = 1  # of each site: one step moves every weight, and the rest of the round is not torch
 
 
 @dataclass

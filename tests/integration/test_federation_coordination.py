@@ -14,6 +14,7 @@ import pytest
 
 from federation import round_desk, telling
 from federation.compression import Feedback, write_update
+from federation.coordination import Coordinator
 from federation.delivery import Delivery
 from federation.messages import (
     OrderMessage,
@@ -22,20 +23,23 @@ from federation.messages import (
     UpdateReference,
 )
 from federation.tensors import Layout, TensorSpec
+from storage.encoding import sha256_hex
 from storage.errors import Refused, Unchecked
 from tests.round_hub import LocalClient
 from tests.scripted_sites import Behaviour, ScriptedSite, Stage
 from tests.updates import as_changed
 
 
-@pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stage]]:
+@pytest.fixture(params=[False, True], ids=["by-address", "beside-the-store"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Stage]]:
     for name, value in (("LOOK_S", 0.05), ("AGAIN_S", 0.05), ("GONE_S", 0.3), ("GONE_BEFORE_S", 0.05)):
         monkeypatch.setattr(round_desk, name, value)
     made: list[Stage] = []
 
     def make(**config: Any) -> Stage:
-        made.append(Stage(tmp_path / str(len(made)), **config))
+        made.append(Stage(tmp_path / str(len(made)), beside=request.param, **config))
         return made[-1]
 
     (tmp_path / "0").mkdir()
@@ -99,6 +103,54 @@ def test_nothing_of_a_finished_run_stays_on_the_coordinators_disk(stage: Callabl
     one = stage()
     one.run()
     assert list(one.work.iterdir()) == []
+
+
+def test_what_lies_in_the_store_stays_as_it_is_while_later_rounds_are_made(
+    stage: Callable[..., Stage],
+) -> None:
+    one = stage(rounds=4)
+    for number, site in enumerate(one.sites.values()):
+        site.delta = 1.5 + number
+    one.run()
+    assert len(one.hub.rounds) == 4 and len(one.hub.objects) == 8
+    for sha256, stored in one.hub.objects.items():
+        assert sha256_hex(one.hub.store.get(stored.key)) == sha256
+
+
+def test_files_go_by_address_where_the_store_turns_out_to_be_on_another_machine(tmp_path: Path) -> None:
+    one = Stage(tmp_path / "0", beside=True)
+    real = LocalClient.upload
+
+    class Elsewhere(LocalClient):
+        def upload(self, *args: Any, **options: Any) -> Any:
+            return real(self, *args, **options).model_copy(update={"file": "/nowhere/of/this/machine"})
+
+        def updates(self, *args: Any) -> Any:
+            found = super().updates(*args)
+            return {one: at.model_copy(update={"file": "/nowhere/else"}) for one, at in found.items()}
+
+    try:
+        Coordinator(Elsewhere(one.hub, None), one.exchange, one.plan, 1, one.work).run()  # type: ignore[arg-type]
+        assert one.hub.ended is not None and one.hub.ended.state == "finished"
+        assert one.result() == [12.0, 22.0, 32.0]
+    finally:
+        one.hub.stop()
+
+
+def test_an_update_that_has_changed_in_the_store_is_left_out(stage: Callable[..., Stage]) -> None:
+    one = stage(rounds=1)
+
+    def spoilt(site: ScriptedSite, message: OrderMessage) -> Any:
+        reply = site.train(message, {"w": np.full(3, 5, np.float32), "steps": np.array([7, 8], np.int64)})
+        sent = next(each for each in one.hub.uploads.values() if each.request.sha256 == reply.update.sha256)
+        path = one.hub.store.path(sent.key)
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+        return reply
+
+    one.sites["lab-b"].answer = spoilt
+    one.run()
+    (event,) = one.hub.told("site.left-out")
+    assert (event["institution"], event["code"]) == ("lab-b.example", "E_DIGEST")
 
 
 STATEFUL: list[tuple[str, dict[str, str]]] = [

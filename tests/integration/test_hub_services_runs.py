@@ -15,6 +15,7 @@ from federation.transfer import send_file
 from hub.services import run_updates
 from hub.services.garbage import sweep
 from hub.tables import BlobRow, RoundRow, RunRow, UploadRow
+from storage.blobs import FolderStore
 from storage.encoding import format_time
 from storage.errors import FedhubError, Refused
 from storage.signing import check_signature, open_envelope
@@ -287,6 +288,41 @@ def test_a_report_completes_the_upload_of_its_aggregate(setting: Setting) -> Non
     assert (sent.id, sent.state) == (announced.id, "open")
     journey.report(told)
     assert blob(setting, digest(made)) is not None
+
+
+def test_a_coordinator_beside_a_folder_store_leaves_its_aggregate_there(setting: Setting) -> None:
+    if not isinstance(setting.alliance.store, FolderStore):
+        pytest.skip("an S3 store is no folder")
+    journey, made, other = setting.running(), weights(87), weights(88)
+    with setting.alliance.coordinator() as coordinator:
+        wrong = coordinator.upload(digest(other), len(other), plan=journey.id)
+        assert wrong.file is not None
+        Path(wrong.file).write_bytes(made)
+        refused("E_DIGEST", coordinator.upload_complete, wrong.id)
+        assert not Path(wrong.file).exists() and blob(setting, digest(other)) is None
+        refused("E_INCOMPLETE", coordinator.upload_complete, wrong.id)
+        upload = coordinator.upload(digest(made), len(made), plan=journey.id)
+        assert upload.file is not None
+        Path(upload.file).write_bytes(made)
+        assert coordinator.upload_complete(upload.id).state == "stored"
+        assert coordinator.upload_complete(upload.id).state == "stored"
+    found = blob(setting, digest(made))
+    assert found is not None and (found.checked_by, setting.alliance.store.get(found.key)) == ("hub", made)
+    journey.report(journey.reports(1, digest(BASE), aggregate=digest(made), size=len(made)))
+
+
+def test_only_the_coordinator_hears_where_a_file_lies_on_the_hubs_machine(setting: Setting) -> None:
+    journey, made = setting.running(), weights(89)
+    with setting.alliance.as_(LABS[0], "snapshot") as lab:
+        assert lab.upload(digest(made), len(made), plan=journey.id).file is None
+        setting.alliance.send(lab, made, plan=journey.id)
+        assert lab.weights(journey.id, digest(BASE)).file is None
+    with setting.alliance.coordinator() as coordinator:
+        found = coordinator.updates(journey.id, [digest(made)])[digest(made)]
+    if isinstance(setting.alliance.store, FolderStore):
+        assert found.file is not None and Path(found.file).read_bytes() == made
+    else:
+        assert found.file is None
 
 
 def receipt_of(setting: Setting, journey: Journey, update: str) -> bytes:

@@ -87,6 +87,14 @@ def test_a_file_written_over_another_holds_nothing_of_it(tmp_path: Path, size: i
     assert not unfinished(tmp_path / "over").exists()
 
 
+def test_a_file_is_not_written_over_bytes_that_have_another_name(tmp_path: Path) -> None:
+    kept, old = tmp_path / "kept", unfinished(tmp_path / "new")
+    kept.write_bytes(b"as the store has it" * 100)
+    old.hardlink_to(kept)
+    write_tensors(tmp_path / "new", ARRAYS)
+    assert kept.read_bytes() == b"as the store has it" * 100
+
+
 def test_bfloat16_is_widened_when_read_and_rounded_to_even_when_written(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
