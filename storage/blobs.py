@@ -235,6 +235,8 @@ class FolderStore:
     def take(self, name: str, key: str, sha256: str) -> bool:
         """Read the file that was left under a name, and make it the object; false: there is none.
 
+        Neither its bytes nor its name need be on the disk yet (``sync``).
+
         Raises:
             Rejected: ``E_DIGEST``; the file is gone.
         """
@@ -245,7 +247,9 @@ class FolderStore:
             if found != sha256:
                 left.unlink()
                 raise Rejected("E_DIGEST", f"the file left for {key} has digest {found}, expected {sha256}")
-            self.install(left, self.path(key))
+            path = self.path(key)
+            _make_folder(path.parent)
+            left.replace(path)
         except FileNotFoundError:  # or taken at this moment for the same upload
             return False
         return True

@@ -6,6 +6,9 @@ with its database and log, blob server, SuperLink, one agent per site, orders an
 transfer checked; each site makes one step of a network of that size. Stock is flwr's own SuperLink,
 SuperNodes and FedAvg with clients that add a constant. All processes share this machine; the first round is
 not counted in the median.
+
+A site's files lie on no disk that it shares with the hub and the other sites, as at a site: in memory, where
+there is room (``--site-files FOLDER`` puts them elsewhere). Stock's clients write no files.
 """
 
 import argparse
@@ -118,14 +121,14 @@ def process(command: list[str], surroundings: Mapping[str, str], log: Path, **op
 
 
 def side_of(mb: float) -> int:
-    """Pictures of 16 x 16, without many columns; of 32 x 32 where a network is to have 2,000 MB."""
-    return 16 if mb < 600 else 32
+    """Pictures of 16 x 16, without many columns; of 32 x 32 where a network is to have 500 MB and more."""
+    return 16 if mb < 300 else 32
 
 
 def parameters(mb: float) -> dict[str, Any]:
     """A network of about ``mb`` MB of float32 weights."""
     side = side_of(mb)
-    filters = 8 if mb < 5 else 32 if mb < 50 else 128 if mb < 300 else 512
+    filters = 8 if mb < 5 else 32 if mb < 50 else 128 if mb < 600 else 512
     hidden = max(1, min(4096, round((mb * 250_000 - 9 * filters**2) / (side**2 // 4 * filters))))
     return {
         "channels": 1,
@@ -143,20 +146,28 @@ def parameters(mb: float) -> dict[str, Any]:
     }
 
 
-def ours(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
+def room_for_sites(mb: float, sites: int) -> Path | None:
+    """Memory that looks like a disk, if the sites' inputs and updates are a small part of it."""
+    memory, needed = Path("/dev/shm"), 6 * mb * sites * 1e6 + 2e8
+    return memory if memory.is_dir() and needed < shutil.disk_usage(memory).free / 3 else None
+
+
+def ours(folder: Path, mb: float, sites: int, rounds: int, site_files: Path | None) -> Figures:
     """A whole alliance with ``sites`` labs, and one run of a plan."""
     folder.mkdir(parents=True)
     names = [f"lab-{number}" for number in range(sites)]
     with ExitStack() as stack:
         watch = stack.enter_context(Watch(OURS))
         operator = start_hub(stack, folder)
-        homes = {name: enrol(folder, operator, name) for name in ["owner", *names]}
+        at_sites = Path(tempfile.mkdtemp(prefix="bench-sites-", dir=site_files or folder))
+        stack.callback(shutil.rmtree, at_sites)
+        homes = {name: enrol(at_sites, operator, name) for name in ["owner", *names]}
         for name, home in homes.items():
             for other, peer in homes.items():
                 if name != other:
                     home.pin(peer.institution, peer.ring.pin)
         for number, name in enumerate(names):
-            describe(folder, homes[name], number, side_of(mb) ** 2)
+            describe(at_sites, homes[name], number, side_of(mb) ** 2)
         plan = make_plan(folder, homes["owner"], [homes[name] for name in names], mb, rounds)
         start_sites(stack, folder, [homes[name] for name in names])
         client = homes["owner"].client()
@@ -351,7 +362,7 @@ def train(message, context):
 }
 
 
-def stock(folder: Path, mb: float, sites: int, rounds: int) -> Figures:
+def stock(folder: Path, mb: float, sites: int, rounds: int, _: Path | None) -> Figures:
     """flwr's own programs, as its documentation starts them on one machine."""
     folder.mkdir(parents=True, exist_ok=True)
     tools, port, out = Path(sys.executable).parent, free_port(), folder / "times.json"
@@ -444,14 +455,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS") or 5))
     parser.add_argument("--json", type=Path, default=os.environ.get("JSON") or None)
     parser.add_argument("--only", choices=("ours", "stock"))
+    parser.add_argument("--site-files", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-rounds-"))
-    sides: dict[str, Callable[[Path, float, int, int], Figures]] = {"ours": ours, "stock": stock}
+    site_files = options.site_files or room_for_sites(options.mb, options.sites)
+    sides: dict[str, Callable[..., Figures]] = {"ours": ours, "stock": stock}
     figures: dict[str, Figures] = {}
     try:
         for name, measure in sides.items():
             if options.only in (None, name):
-                figures[name] = measure(folder / name, options.mb, options.sites, options.rounds)
+                figures[name] = measure(folder / name, options.mb, options.sites, options.rounds, site_files)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(figures, options.mb, options.sites))
