@@ -240,18 +240,21 @@ class FolderStore:
         Raises:
             Rejected: ``E_DIGEST``; the file is gone.
         """
-        left = self.beside(name)
+        mine = self.new_incoming()
         try:
-            with left.open("rb") as stream:
+            self.beside(name).replace(mine)  # out of reach: what is read is what becomes the object
+        except FileNotFoundError:
+            return False
+        try:
+            with mine.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != sha256:
-                left.unlink()
                 raise Rejected("E_DIGEST", f"the file left for {key} has digest {found}, expected {sha256}")
             path = self.path(key)
             _make_folder(path.parent)
-            left.replace(path)
-        except FileNotFoundError:  # or taken at this moment for the same upload
-            return False
+            mine.replace(path)
+        finally:
+            mine.unlink(missing_ok=True)
         return True
 
     def sweep(self, before: float) -> None:
