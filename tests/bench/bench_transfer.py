@@ -1,8 +1,8 @@
 """Seconds for one large file: our verified pull and push beside curl, cp + sha256, the minio client and ``hf``.
 
 ``python tests/bench/bench_transfer.py [--mib 1024] [--repeat 2] [--pushes]``. Server and client share this machine, the source
-is in the page cache, there is no TLS. The folder store's blob server always runs; Versity S3 Gateway runs too where
-it is installed. Best of ``--repeat``; "of sha256" is the rate beside SHA-256 on one thread. A second table has whole
+is in the page cache, there is no TLS. The folder store's blob server always runs; S3 servers run too where they are
+installed (Versity S3 Gateway, MinIO, Silo). Best of ``--repeat``; "of sha256" is the rate beside SHA-256 on one thread. A second table has whole
 commands against a hub process, and what its small files take (``transfers_of_hub``).
 """
 
@@ -27,7 +27,7 @@ from federation.wire import Upload
 from storage.blobs import BlobStore, FolderStore, read_ahead, store_secret
 from storage.manifests import PART_BYTES, hash_file
 from tests.bench.transfers_of_hub import measure_hub
-from tests.servers import S3Server, StoreHub, blob_server, find_program, s3_server
+from tests.servers import S3_PROGRAMS, S3Server, StoreHub, blob_server, find_program, s3_server
 
 CHUNK = 1 << 20
 
@@ -147,6 +147,8 @@ def measure_push(
         ("sha256, then curl PUT", lambda: put(sha256_of(source))),
         ("our push, hashing included", lambda: push(False)),
     ]
+    if not isinstance(make(), FolderStore):
+        del ways[1]  # S3 servers write as they like
     times: dict[str, list[float]] = {what: [] for what, _ in ways}
     for _ in range(repeat):  # one after another each time, so that a slower minute meets all of them
         for what, work in ways:
@@ -203,28 +205,30 @@ def main() -> None:
         if not options.pushes:
             rows += measure("folder", ours, None, "", source, options.repeat)
         rows += measure_push("folder", lambda: ours, source, options.repeat)
-        if find_program("versitygw"):
-            from storage.blobs_minio import MinioStore
-
-            server = stack.enter_context(s3_server("versitygw"))
-            s3 = MinioStore(server.url, server.url, "bench", server.access, server.secret)
-            s3.make_bucket()
-            from minio import Minio
-
-            Minio(
-                server.url.removeprefix("http://"),
-                access_key=server.access,
-                secret_key=server.secret,
-                secure=False,
-            ).fput_object("bench", "bench", str(source))
-            if not options.pushes:
-                rows += measure("versitygw", s3, server, "bench", source, options.repeat)
-            rows += measure_push("versitygw", lambda: s3, source, options.repeat)
-        else:
-            print("versitygw is not installed: no S3 server measured")
+        found = [program for program in S3_PROGRAMS if find_program(program)]
+        for program in found:
+            rows += measure_s3(program, source, options)
+        if not found:
+            print(f"none of {', '.join(S3_PROGRAMS)} is installed: no S3 server measured")
         report(rows, options.mib, options.repeat)
         if not options.pushes:
             measure_hub(folder / "hub", source, options.repeat)
+
+
+def measure_s3(program: str, source: Path, options: argparse.Namespace) -> list[tuple[str, float]]:
+    """The rows of an S3 server, started for them."""
+    from minio import Minio
+
+    from storage.blobs_minio import MinioStore
+
+    with s3_server(program) as server:
+        store = MinioStore(server.url, server.url, "bench", server.access, server.secret)
+        store.make_bucket()
+        host = server.url.removeprefix("http://")
+        client = Minio(host, access_key=server.access, secret_key=server.secret, secure=False)
+        client.fput_object("bench", "bench", str(source))
+        rows = [] if options.pushes else measure(program, store, server, "bench", source, options.repeat)
+        return rows + measure_push(program, lambda: store, source, options.repeat)
 
 
 def report(rows: list[tuple[str, float]], mib: int, repeat: int) -> None:
