@@ -19,14 +19,13 @@ from federation import asking, transfer
 from federation.closing import Closing, Stopped
 from federation.delivery import Exchange
 from federation.messages import InputReference
-from federation.partials import digest_of
 from federation.plan import Config, read_config
 from federation.round_desk import RoundDesk, Weights
 from federation.strategies import Strategy, make_strategy
 from federation.telling import Telling
 from federation.wire import RunEnd, WeightsLocation, Work, WorkSite
 from storage.blobs import ORDER_BYTES
-from storage.errors import Refused, Rejected, Unchecked
+from storage.errors import Refused, Unchecked
 
 if TYPE_CHECKING:
     from federation.client import HubClient
@@ -108,19 +107,13 @@ class Coordinator:
         return folder
 
     def find(self, location: WeightsLocation) -> Path | None:
-        """A file of a store that is a folder of this machine, where it lies, checked against its digest.
+        """A file of a store that is a folder of this machine, where it lies.
 
-        It is the store's: to be read, and never to be written over or moved.
-
-        Raises:
-            Rejected: ``E_DIGEST``.
+        It was hashed as it came into the store, and nothing has carried it since. It is the store's: to be
+        read, and never to be written over or moved.
         """
         path = None if location.file is None else Path(location.file)
-        if path is None or not path.is_file():
-            return None
-        if (found := digest_of(path, 0, location.size)) != location.sha256:
-            raise Rejected("E_DIGEST", f"{path.name}: it has digest {found}, expected {location.sha256}")
-        return path
+        return path if path is not None and path.is_file() else None
 
     def put(self, path: Path, sha256: str, size: int, *, settled: bool) -> None:
         """Bring a file of this run's into the store; where that is a folder of this machine, as it is.

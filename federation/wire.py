@@ -192,7 +192,7 @@ class WeightsLocation(Wire):
     parts: list[Digest] | None = None
     # For the coordinator only:
     receipts: list[Digest] = Field(default_factory=list)  # logged ones of this update
-    file: str | None = None  # where it lies on the hub's machine, if the store is a folder there
+    file: str | None = None  # where it lies, checked, on the hub's machine, if the store is a folder there
 
 
 class UpdatesRequest(Wire):

@@ -334,11 +334,16 @@ def updates(hub: Hub, actor: Actor, plan_id: str, digests: Sequence[str]) -> wir
         receipts = _receipts(session, plan_id, files)
         found = [
             _location(hub, actor, sha256, file.size, file.key, file.parts).model_copy(
-                update={"receipts": receipts[sha256]}
+                update={"receipts": receipts[sha256], "file": _file_of(hub, file)}
             )
             for sha256, file in files.items()
         ]
     return wire.Updates(updates=found)
+
+
+def _file_of(hub: Hub, file: BlobRow | UploadRow) -> str | None:
+    """Where a checked file lies, if the store is a folder; what nobody has hashed yet is to be fetched."""
+    return str(hub.folder.path(file.key)) if hub.folder and isinstance(file, BlobRow) else None
 
 
 def _receipts(session: Session, plan_id: str, digests: Iterable[str]) -> dict[str, list[str]]:
@@ -399,8 +404,6 @@ def locate(hub: Hub, session: Session, sha256: str, actor: Actor) -> WeightsLoca
 def _location(
     hub: Hub, actor: Actor, sha256: str, size: int, key: str, parts: list[str] | None
 ) -> WeightsLocation:
-    beside = actor.by == "coordinator"
-    store = hub.coordinator_store if beside else hub.store
+    store = hub.coordinator_store if actor.by == "coordinator" else hub.store
     url = store.signed_url(key, expires_s=hub.settings.weights_url_s)
-    file = str(hub.folder.path(key)) if beside and hub.folder else None
-    return WeightsLocation(sha256=sha256, size=size, url=url, parts=parts, file=file)
+    return WeightsLocation(sha256=sha256, size=size, url=url, parts=parts)

@@ -325,6 +325,19 @@ def test_only_the_coordinator_hears_where_a_file_lies_on_the_hubs_machine(settin
         assert found.file is None
 
 
+def test_a_file_that_the_hub_has_yet_to_read_is_to_be_fetched(setting: Setting) -> None:
+    journey, made = setting.running(), weights(90)
+    with setting.alliance.as_(LABS[0], "snapshot") as lab:
+        left_open(lab, setting.alliance.folder, made, journey.id)
+    with setting.alliance.hub.database.session_scope() as session:
+        row = session.exec(select(UploadRow).where(UploadRow.sha256 == digest(made))).one()
+        row.state = "checking"  # as one of several parts is
+    with setting.alliance.coordinator() as coordinator:
+        found = coordinator.updates(journey.id, [digest(made)])[digest(made)]
+    assert found.file is None
+    assert httpx.get(found.url, trust_env=False).content == made
+
+
 def receipt_of(setting: Setting, journey: Journey, update: str) -> bytes:
     home, consent = setting.alliance.homes[LABS[0]], journey.consents[LABS[0]]
     members = {"action": "train", "grant": consent, "plan": journey.id, "round": 1, "examples": 5}
