@@ -83,13 +83,13 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
             swept = there and held is None
             if not swept:
                 session.add(row)
-            key = held.key if held and row.plan is None else None
+            kept = held.key if held else None
     except BaseException:
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         raise
-    if key is not None:
-        hub.store.sync(key)  # it may have come for a run, which does not wait for the disk
+    if kept is not None:
+        _sync_kept(hub, row, kept)
     return announce(hub, actor, request) if swept else answer(hub, row)
 
 
@@ -119,13 +119,21 @@ def _settle_as_there(hub: Hub, upload_id: str) -> UploadRow | None:
     """An unfinished upload whose bytes came by another way is stored; None: they have just been swept."""
     with hub.database.session_scope() as session:
         row = session.get(UploadRow, upload_id, with_for_update=True)
-        if row is None or hold_blob(session, row.sha256) is None:
+        blob = None if row is None else hold_blob(session, row.sha256)
+        if row is None or blob is None:
             return None
-        row.state = "stored"
+        row.state, kept = "stored", blob.key
+    _sync_kept(hub, row, kept)
     if row.multipart is not None:
         hub.store.abort_parts(row.key, row.multipart)
     hub.store.delete(row.key)
     return row
+
+
+def _sync_kept(hub: Hub, row: UploadRow, key: str) -> None:
+    """Bring the object of an upload to the disk that came another way: for a run, which does not wait."""
+    if row.plan is None:
+        hub.store.sync(key)
 
 
 def _check_announced(hub: Hub, request: UploadRequest) -> None:
@@ -377,7 +385,7 @@ def settle_sent(hub: Hub, plan: str, digests: Iterable[str]) -> None:
 
 def _settle(hub: Hub, upload_ids: Sequence[str], checked_by: str) -> Sequence[UploadRow]:
     """The settled uploads, without those that are gone."""
-    spare: list[UploadRow] = []
+    spare: list[tuple[UploadRow, str]] = []  # with the key that is kept
     with hub.database.session_scope() as session:
         query = select(UploadRow).where(col(UploadRow.id).in_(upload_ids))
         rows = session.exec(query.order_by(UploadRow.sha256).with_for_update()).all()
@@ -386,8 +394,9 @@ def _settle(hub: Hub, upload_ids: Sequence[str], checked_by: str) -> Sequence[Up
         for row in settled:
             row.state = "stored"
             if blobs[row.sha256].key != row.key:
-                spare.append(row)
-    for row in spare:
+                spare.append((row, blobs[row.sha256].key))
+    for row, kept in spare:
+        _sync_kept(hub, row, kept)
         if row.multipart is not None:
             hub.store.abort_parts(row.key, row.multipart)
         hub.store.delete(row.key)

@@ -345,17 +345,22 @@ def test_code_with_another_digest_than_the_plan_names_is_refused() -> None:
     assert caught.value.code == "E_RECIPE" and "install" in caught.value.hint
 
 
+def copy_sources(folder: Path) -> None:
+    root = Path(plan_module.__file__).parent
+    for file in RECIPES["image-classification"].files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes((root / file).read_bytes())
+
+
 def test_one_changed_byte_of_source_is_another_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(plan_module.__file__).parent
-    for file in RECIPES["image-classification"].files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_bytes((root / file).read_bytes())
+    copy_sources(tmp_path)
     before = build_recipe("image-classification")
     monkeypatch.setattr(plan_module, "_HERE", tmp_path)
     assert build_recipe("image-classification") == before
-    (tmp_path / "training.py").write_bytes((root / "training.py").read_bytes() + b"\n")
+    with (tmp_path / "training.py").open("ab") as source:
+        source.write(b"\n")
     with pytest.raises(Rejected, match="image-classification: the plan names code"):
         check_recipe(read_config(image_config()), sha256_hex(before))
     (tmp_path / "training.py").unlink()
@@ -367,10 +372,7 @@ def test_one_changed_byte_of_source_is_another_recipe(
 def test_source_that_was_exchanged_under_its_old_size_and_time_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(plan_module.__file__).parent
-    for file in RECIPES["image-classification"].files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_bytes((root / file).read_bytes())
+    copy_sources(tmp_path)
     monkeypatch.setattr(plan_module, "_HERE", tmp_path)
     before, source = build_recipe("image-classification"), tmp_path / "training.py"
     told = source.stat()
