@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from federation.home import Home
 from federation.licences import check_license
 from federation.publishing import check_namespace, post_version
+from federation.stock_names import is_reserved
 from storage.croissant import make_croissant
 from storage.encoding import sha256_hex
 from storage.errors import Rejected, Unchecked, shown
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from federation import wire
     from federation.client import HubClient
 
-# What stock clients leave at home when they upload a folder, and what the hub puts beside a version's files.
-IGNORED = (".cache/huggingface/", "fedhub/")
+# What stock clients leave at home when they upload a folder.
+IGNORED = ".cache/huggingface/"
 SHOWN = 10
 
 
@@ -148,4 +149,4 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _passed(name: str) -> bool:
     git = any(part.casefold().startswith(".git") for part in name.split("/"))
-    return git or name == "model.sig" or name.startswith(IGNORED)
+    return git or is_reserved(name) or name.startswith(IGNORED)

@@ -3,10 +3,13 @@
 The hub answers with these names, and a pull fills the clients' cache by them.
 
 A file is *large* by its name and size alone, so that every answer about it agrees: large ones are named by
-their SHA-256, small ones by git's blob SHA-1.
+their SHA-256, small ones by git's blob SHA-1. Some names are the hub's own: what proves a version.
 """
 
 import hashlib
+from collections.abc import Iterable
+
+from storage.errors import Rejected, shown
 
 SMALL_BYTES = 1 << 20  # a larger file is always a large one
 LARGEST_BYTES = 50_000_000_000  # they refuse to download more by plain HTTP
@@ -14,6 +17,28 @@ LARGE_ENDINGS = (
     ".arrow", ".bin", ".ftz", ".gguf", ".h5", ".model", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".pb",
     ".parquet", ".pt", ".pth", ".safetensors", ".tflite",
 )  # fmt: skip
+SIGNATURE_FILE = "model.sig"
+PROOF_FOLDER = "fedhub"
+
+
+def is_reserved(path: str) -> bool:
+    """Whether the hub makes this file itself, so that no version has one of its own; whatever its case."""
+    return path.casefold().partition("/")[0] == PROOF_FOLDER or path.casefold() == SIGNATURE_FILE
+
+
+def check_unreserved(paths: Iterable[str]) -> None:
+    """Refuse a version's own files where those that prove it will stand.
+
+    Raises:
+        Rejected: ``E_PATH``.
+    """
+    taken = [path for path in paths if is_reserved(path)]
+    if taken:
+        raise Rejected(
+            "E_PATH",
+            f"file {shown(taken[0])}: the hub makes it itself, as proof of a version",
+            f"remove {SIGNATURE_FILE} and the folder {PROOF_FOLDER}/: they prove an earlier version",
+        )
 
 
 def is_large(path: str, size: int) -> bool:

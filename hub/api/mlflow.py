@@ -15,6 +15,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlmodel import Session, select
 
+from federation.stock_names import is_reserved
 from hub.access import Actor
 from hub.api.auth import CurrentActor, HubHere, ReadSession
 from hub.api.client_errors import ClientRoute
@@ -24,7 +25,7 @@ from hub.services import downloads, lookup, revisions
 from hub.services.downloads import Bearer
 from hub.services.mlflow_names import mlflow_names, model_name
 from hub.services.pulls import ensure_receipt
-from hub.services.repo_files import content_of, file_at, is_reserved, no_entry, proof_paths
+from hub.services.repo_files import content_of, file_at, no_entry, proof_paths
 from hub.services.revisions import Repo
 from hub.tables import RevisionRow, TagRow, VersionFileRow, VersionRow
 from storage.errors import FedhubError, Unchecked, shown

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, delete, select
 
-from federation.stock_names import is_large
+from federation.stock_names import is_large, is_reserved
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import conflict
@@ -21,7 +21,7 @@ from hub.services import registry
 from hub.services.keeping import hold, manifest_key
 from hub.services.plain_uploads import keep
 from hub.services.remembering import forget_repository, keep_visibility
-from hub.services.repo_files import file_oids, is_reserved
+from hub.services.repo_files import file_oids
 from hub.services.revisions import (
     SEGMENT,
     Kind,

@@ -16,12 +16,12 @@ from typing import Any
 from sqlalchemy import BindParameter, ColumnElement, Table, and_, bindparam, func, select
 from sqlmodel import Session, SQLModel
 
-from federation.stock_names import is_large
+from federation.stock_names import is_large, is_reserved
 from hub.access import Actor
 from hub.context import Hub
 from hub.glances import Glance, ask
 from hub.services.commits import Commit, FoundCommit
-from hub.services.repo_files import RepoFile, is_reserved, pointer_oid, proof_paths
+from hub.services.repo_files import RepoFile, pointer_oid, proof_paths
 from hub.services.revisions import (
     COMMIT_ID,
     MAIN,

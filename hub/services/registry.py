@@ -19,6 +19,7 @@ from sqlmodel import Session, SQLModel, select
 
 from federation import wire
 from federation.licences import check_license
+from federation.stock_names import check_unreserved
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
@@ -55,7 +56,8 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
     """Make uploaded files a signed version; a repeat answers with the version that is there.
 
     Raises:
-        Rejected: manifest, OMS signature or a statement breaks a rule of the format or of the log.
+        Rejected: manifest, OMS signature or a statement breaks a rule of the format or of the log; a file has
+            the name of one that the hub makes (``E_PATH``).
         Refused: ``E_ACCESS`` (another's namespace), ``E_NAME``, ``E_LIMIT``, ``E_UNSAFE_FORMAT``, ``E_TAG``,
             ``E_BLOB_MISSING`` (not uploaded).
     """
@@ -64,6 +66,7 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
     manifest = read_manifest(unb64(post.manifest, "E_FIELD"))
     asset = _check_papers(name, manifest, post)
     _check_size(hub, manifest)
+    check_unreserved(entry.name for entry in manifest.files)
     for tag in post.tags:
         _check_tag(tag)
     with hub.database.session_scope(write=False) as session:

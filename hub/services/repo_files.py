@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from federation.stock_names import git_oid, is_large
+from federation.stock_names import PROOF_FOLDER, SIGNATURE_FILE, git_oid, is_large, is_reserved
 from hub.context import Hub
 from hub.services.commits import Commit
 from hub.services.revisions import Repo
@@ -25,8 +25,6 @@ from storage.signing import open_envelope
 from storage.statements import read_statement
 
 POINTER_BYTES = 134  # of a Git LFS pointer with a size of 10 digits or fewer; clients only show it
-SIGNATURE_FILE = "model.sig"
-PROOF_FOLDER = "fedhub"
 MANIFEST_FILE = f"{PROOF_FOLDER}/manifest.json"
 ASSET_FILE = f"{PROOF_FOLDER}/asset.sigstore.json"
 PROOFS = (SIGNATURE_FILE, ASSET_FILE, MANIFEST_FILE)
@@ -55,11 +53,6 @@ class RepoFile:
 def pointer_oid(sha256: str, size: int) -> str:
     """What git calls the pointer that stands for a large file."""
     return git_oid(f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode())
-
-
-def is_reserved(path: str) -> bool:
-    """Whether the hub makes this file itself, so that nobody may commit it."""
-    return path in (SIGNATURE_FILE, PROOF_FOLDER) or path.startswith(f"{PROOF_FOLDER}/")
 
 
 # --- listing ----------------------------------------------------------------------------------------------

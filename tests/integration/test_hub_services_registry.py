@@ -141,6 +141,17 @@ def test_files_of_another_institution_cannot_be_claimed_by_digest(
         refused("E_BLOB_MISSING", firm.push_version, manifest.name, papers(alliance, manifest, by=FIRM))
 
 
+@pytest.mark.parametrize("path", ["model.sig", "Model.Sig", "fedhub/manifest.json", "FEDHUB/x", "fedhub"])
+def test_file_in_the_place_of_a_version_s_own_proof_is_refused(
+    alliance: AllianceInProcess, path: str
+) -> None:
+    name = f"{OWNER}/planted"
+    error = refused("E_PATH", alliance.push, {"config.json": b"{}", path: b"false"}, name)
+    assert path in error.message and error.hint
+    with alliance.as_(OWNER) as owner:
+        refused("E_NOT_FOUND", owner.model, name)
+
+
 def test_name_in_anothers_namespace_is_refused(alliance: AllianceInProcess, tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path, f"{OWNER}/mine", a__txt=b"1")
     with alliance.as_(FIRM) as firm:
