@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from federation.client import HubClient
     from storage.verify import Report
 
+SHORT_ID = 8  # digits of an id that are enough to name a grant
+
 
 @dataclass(frozen=True)
 class Pulled:
@@ -93,7 +95,7 @@ def pull_version(
     """Install a version at ``target`` after its bytes and its evidence were checked.
 
     Args:
-        grant: id of the grant to lean on; without it the hub finds one that fits.
+        grant: id of the grant to lean on, or its first 8 digits and more; without it the hub finds one.
         duo: terms that this use accepts.
         moved: told how many bytes arrived, as they arrive.
         keep_pack: a folder to leave the evidence pack in, for auditors.
@@ -127,8 +129,8 @@ def pull_checked(
     What an earlier call left in ``place`` is not fetched again; it is checked with the rest.
     """
     pull = client.pull(version.asset_id, duo)
-    if grant is not None and pull.grant != grant:
-        message = f"the hub leaned on grant {pull.grant or 'none'}, not on {grant}"
+    if grant is not None and not (len(grant) >= SHORT_ID and (pull.grant or "").startswith(grant)):
+        message = f"the hub leaned on grant {pull.grant or 'none'}, not on {shown(grant)}"
         raise Refused("E_GRANT_MISSING", message, "fedhub grant list shows the grants that are valid now")
     pack, files = place / "pack", place / "files"
     shutil.rmtree(pack, ignore_errors=True)

@@ -134,7 +134,7 @@ def decide(actor: Actor, action: str, thing: Thing) -> None:
         raise not_found("", thing.name)
     raise Refused(
         "E_ACCESS",
-        f"{action} {thing.name}: only for {rule.who.value}, not for {actor.name}",
+        f"{thing.name}: {action} is only for {rule.who.value}, not for {actor.name}",
         "Ask its owner, or act as the right institution.",
     )
 

@@ -41,6 +41,9 @@ def issue(
     if "train" in actions:
         hint = "a lab consents to one plan: fedhub site approve PLAN"
         raise Unchecked("E_USAGE", "training is not granted but consented to", hint)
+    unknown = sorted(set(actions) - {"pull", "evaluate"})
+    if unknown:
+        raise Unchecked("E_USAGE", f"there is no action {unknown[0]!r}", "write --action pull or evaluate")
     with home.client() as client:
         asset_id = _asset_id(client, asset)
         record = issue_grant(

@@ -268,6 +268,12 @@ def test_a_link_in_a_push_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
             2,
             "E_USAGE",
         ),
+        (
+            "owner",
+            ["grant", "issue", "owner.example/m@1", "--to", "firm.example", "--action", "fly"],
+            2,
+            "E_USAGE",
+        ),
         ("owner", ["grant", "issue", "owner.example/m@1", "--to", "Firm"], 1, "E_STATEMENT"),
         ("firm", ["grant", "issue", "owner.example/m@1", "--to", "lab-a.example"], 1, None),
         ("owner", ["grant", "revoke", "0" * 64], 2, "E_NOT_FOUND"),

@@ -177,6 +177,42 @@ def test_push_sends_nothing_that_the_hub_has(
     assert sent == []  # the small file went along with a request
 
 
+def test_push_of_files_that_are_a_version_already_gives_it_the_tags_and_never_another_licence(
+    alliance: Alliance, tmp_path: Path
+) -> None:
+    name = f"{OWNER}/again"
+    push = ("model", "push", str(folder_of(tmp_path, config__json=b"{}")), name)
+    alliance.run(OWNER, *push, "--license", "MIT", "--tag", "one")
+    again = alliance.run(OWNER, *push, "--license", "mit", "--tag", "one", "--tag", "two")
+    assert (again["version"], again["tags"], again["license"]) == (1, ["one", "two"], "MIT")
+    assert alliance.problem(OWNER, *push, "--tag", "main")["code"] == "E_FIELD"
+    problem = alliance.problem(OWNER, *push, "--license", "Apache-2.0", "--tag", "three")
+    assert problem["code"] == "E_LICENSE" and "MIT" in problem["message"]
+    assert alliance.run(OWNER, "model", "show", f"{name}@1")["tags"] == ["one", "two"]
+
+
+def test_folder_that_came_with_proofs_of_an_earlier_version_is_refused_before_anything_is_sent(
+    alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("federation.publishing.push_version", lambda *given, **_options: asked.append(given))
+    folder_of(tmp_path, config__json=b"{}", fedhub_in_manifest__json=b"{}")
+    problem = alliance.problem(OWNER, "model", "push", str(tmp_path), f"{OWNER}/downloaded")
+    assert problem["code"] == "E_PATH" and "model.sig" in problem["hint"]
+    assert asked == []
+
+
+def test_grant_to_lean_on_may_be_named_by_the_beginning_that_commands_show(
+    alliance: Alliance, pushed: Path, tmp_path: Path
+) -> None:
+    grant = alliance.run(FIRM, "grant", "list")["grants"][0]["id"]
+    pull = ("model", "pull", f"{NAME}@1", str(tmp_path / "got"), "--grant")
+    for other in ("", grant[:4], "0" * 12, grant + "0"):
+        assert alliance.problem(FIRM, *pull, other)["code"] == "E_GRANT_MISSING"
+    assert not (tmp_path / "got").exists()
+    assert alliance.run(FIRM, *pull, grant[:12])["grant"] == grant
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize(
     ("function", "after", "fetched"),
