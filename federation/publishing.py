@@ -6,19 +6,31 @@ manifest stay where they are: only the Croissant description and the signed stat
 """
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from federation import transfer
 from federation.home import Home
 from federation.licences import check_license
 from federation.pulling import steps
-from federation.small_files import send_small
+from federation.small_files import SMALL_BYTES, send_small
+from storage.ahead import read_ahead
 from storage.croissant import make_croissant
-from storage.encoding import sha256_hex
+from storage.encoding import check_asset_name, sha256_hex
 from storage.errors import Refused, Unchecked
-from storage.manifests import Manifest, build_manifest, new_salt, oms_payload, read_manifest
+from storage.manifests import (
+    FileEntry,
+    Manifest,
+    build_manifest,
+    compose_manifest,
+    new_salt,
+    oms_payload,
+    read_entries,
+    read_manifest,
+)
 from storage.signing import open_envelope, sign
 
 if TYPE_CHECKING:
@@ -53,17 +65,12 @@ def push_version(
     """
     check_namespace(home, name)
     license_id = check_license(license_id) if license_id else None
-    manifest = build_manifest(folder, name)
     known = find_model(client, name)
     newest = max(known.versions, key=lambda version: version.version) if known and known.versions else None
+    there = {file.sha256 for file in newest.files} if newest else set()
+    manifest = compose_manifest(name, _send_files(client, folder, there, moved))
     if newest is not None and newest.asset_id == manifest.asset_id:
         return newest
-    sent = send_small(client, folder, manifest.files, moved)
-    for entry in manifest.files:
-        if entry.name in sent:
-            continue
-        hashed = (entry.sha256, entry.size, entry.parts)
-        transfer.send_file(client, folder / entry.name, progress=steps(moved), hashed=hashed)
     return post_version(
         home,
         client,
@@ -73,6 +80,51 @@ def push_version(
         tags=tags,
         plan=plan,
         provenance=provenance,
+    )
+
+
+def _send_files(
+    client: "HubClient", folder: Path, there: set[str], moved: Callable[[int], None] | None
+) -> list[FileEntry]:
+    """Bring the files of ``folder`` into the store, but for those whose digests are ``there``.
+
+    While one is sent, the next is hashed here and those before it are checked by the hub.
+    """
+    entries, small, uploads = list[FileEntry](), list[FileEntry](), list["wire.Upload"]()
+    with _read_entries_ahead(folder) as coming:
+        for entry in coming:
+            entries.append(entry)
+            if entry.sha256 in there:
+                if moved is not None:
+                    moved(entry.size)
+            elif entry.size <= SMALL_BYTES:
+                small.append(entry)
+            else:
+                uploads.append(_send(client, folder, entry, moved))
+    together = send_small(client, folder, small, moved)
+    uploads += [_send(client, folder, entry, moved) for entry in small if entry.name not in together]
+    for upload in uploads:
+        transfer.wait_stored(client, upload)
+    return entries
+
+
+@contextmanager
+def _read_entries_ahead(folder: Path) -> Iterator[Iterator[FileEntry]]:
+    """The files of a folder, the next one hashed by a thread that ends with this context."""
+    stop = Event()
+    with closing(read_ahead(read_entries(folder, stop))) as entries:
+        try:
+            yield entries
+        finally:
+            stop.set()
+
+
+def _send(
+    client: "HubClient", folder: Path, entry: FileEntry, moved: Callable[[int], None] | None
+) -> "wire.Upload":
+    hashed = (entry.sha256, entry.size, entry.parts)
+    return transfer.send_file(
+        client, folder / entry.name, progress=steps(moved), hashed=hashed, settled=False
     )
 
 
@@ -163,13 +215,14 @@ def describe_dataset(
 
 
 def check_namespace(home: Home, name: str) -> None:
-    """Refuse a name outside the institution's own namespace before anything is read or sent."""
+    """Refuse what is no name in the institution's own namespace before anything is read or sent."""
     owner, slash, rest = name.partition("/")
     if not slash or not rest:
         raise Unchecked("E_USAGE", f"{name!r} is no name", f"write {home.institution}/NAME")
     if owner != home.institution:
         message = f"{name} is in the namespace of {owner}, this home is {home.institution}"
         raise Refused("E_ISSUER", message, f"write {home.institution}/{rest}")
+    check_asset_name(name, "E_MALFORMED")
 
 
 def find_model(client: "HubClient", name: str) -> "wire.Model | None":

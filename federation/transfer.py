@@ -112,7 +112,7 @@ def send_file(
             raise failure
         time.sleep(wait_s(attempt))
         upload = client.upload_orders(upload.id, etags)
-    return _wait_stored(client, upload, check_wait_s) if settled else upload
+    return wait_stored(client, upload, check_wait_s) if settled else upload
 
 
 def _send_whole(
@@ -229,7 +229,13 @@ def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: i
     raise Refused("E_STORE_REFUSED", f"{path.name}: {origin_of(order.url)} {reason}", status=status)
 
 
-def _wait_stored(client: Uploads, upload: Upload, check_wait_s: float) -> Upload:
+def wait_stored(client: Uploads, upload: Upload, check_wait_s: float = CHECK_WAIT_S) -> Upload:
+    """The upload once the hub has checked all of it; its parts are in the store already.
+
+    Raises:
+        Rejected: ``E_DIGEST``, the whole is not what was announced.
+        Unchecked: ``E_UPLOAD_CHECKING``, it is still being checked.
+    """
     began = time.monotonic()
     while upload.state != "stored":
         waited = time.monotonic() - began

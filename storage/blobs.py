@@ -16,7 +16,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -139,15 +138,6 @@ def check_key(key: str) -> str:
     if not is_key(key):
         raise Misuse("E_BLOB_KEY", f"{key[:80]!r} is not a key of the object store")
     return key
-
-
-def read_ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same pieces, the next one fetched by a second thread while the caller works on this one."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        coming = pool.submit(next, pieces, None)
-        while (piece := coming.result()) is not None:
-            coming = pool.submit(next, pieces, None)
-            yield piece
 
 
 def no_blob(key: str) -> Unchecked:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -141,11 +142,24 @@ def build_manifest(folder: Path, name: str, *, salt: str | None = None) -> Manif
         Rejected: ``E_PATH`` (V12); a name breaks a rule, or something is no regular file, or there is none.
         Unchecked: ``E_INPUT``; the folder or a file cannot be read, or a file changes meanwhile.
     """
+    return _manifest(name, list(read_entries(folder)), salt)
+
+
+def read_entries(folder: Path, stop: threading.Event | None = None) -> Iterator[FileEntry]:
+    """The files of a folder in a manifest's order, each read once, when it is asked for.
+
+    Before the first, all names are checked.
+
+    Args:
+        stop: once set, by another thread, the file that is being read is given up.
+    Raises:
+        Rejected, Unchecked: as ``build_manifest`` and ``hash_file``.
+    """
     found = list(_walk(folder, ""))
     check_names(relative for relative, _ in found)
     found.sort(key=lambda pair: pair[0].split("/"))
-    files = [FileEntry(relative, *hash_file(path)) for relative, path in found]
-    return _manifest(name, files, salt)
+    for relative, path in found:
+        yield FileEntry(relative, *hash_file(path, stop))
 
 
 def compose_manifest(name: str, files: Iterable[FileEntry]) -> Manifest:
@@ -193,18 +207,21 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
             )
 
 
-def hash_file(path: Path) -> tuple[str, int, tuple[str, ...] | None]:
+def hash_file(path: Path, stop: threading.Event | None = None) -> tuple[str, int, tuple[str, ...] | None]:
     """Digest, size in bytes, and digests of the 32 MiB parts (None up to one part) of a file, in one pass.
 
+    Args:
+        stop: once set, by another thread, the file is given up.
     Raises:
         Rejected: ``E_PATH`` (V12); it is a link or no regular file.
-        Unchecked: ``E_INPUT``; it cannot be read, or its size changes while it is read.
+        Unchecked: ``E_INPUT``; it cannot be read, or its size changes while it is read. ``E_STOPPED``.
     """
     try:
         with open(path, "rb", buffering=0, opener=_open_no_link) as file:
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode):
-                sha256, size, parts = _hash_stream(file, status.st_size > PART_BYTES)
+                hash_all = _hash_with_parts if status.st_size > PART_BYTES else _hash_whole
+                sha256, size, parts = hash_all(file, stop or threading.Event())
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR):
             raise _no_file(str(path)) from error
@@ -227,24 +244,30 @@ def _no_file(name: str) -> Rejected:
     return Rejected("E_PATH", f"file {shown(name, 300)}: expected a regular file, no link and no device")
 
 
-def _hash_stream(file: io.RawIOBase, in_parts: bool) -> tuple[str, int, tuple[str, ...] | None]:
-    if not in_parts:
-        digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_READ_BYTES))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
-        return digest.hexdigest(), size, None
-    return _hash_with_parts(file)
+def _hash_whole(file: io.RawIOBase, stop: threading.Event) -> tuple[str, int, None]:
+    digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_READ_BYTES))
+    while count := _read_unless(stop, file, buffer):
+        digest.update(buffer[:count])
+        size += count
+    return digest.hexdigest(), size, None
 
 
-def _hash_with_parts(file: io.RawIOBase) -> tuple[str, int, tuple[str, ...]]:
+def _read_unless(stop: threading.Event, file: io.RawIOBase, buffer: memoryview) -> int:
+    if stop.is_set():
+        raise Unchecked("E_STOPPED", "nobody waits for these digests any more")
+    return file.readinto(buffer) or 0
+
+
+def _hash_with_parts(file: io.RawIOBase, stop: threading.Event) -> tuple[str, int, tuple[str, ...]]:
     """The whole in this thread and its parts in a second one, over the same bytes: SHA-256 lets both run."""
     whole, part, size = hashlib.sha256(), hashlib.sha256(), 0
     parts: list[str] = []
     buffers = [memoryview(bytearray(_READ_BYTES)) for _ in range(2)]
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
         hashed = pool.submit(int)
-        while count := file.readinto(buffers[0][: min(_READ_BYTES, PART_BYTES - size % PART_BYTES)]):
+        while count := _read_unless(
+            stop, file, buffers[0][: min(_READ_BYTES, PART_BYTES - size % PART_BYTES)]
+        ):
             data = buffers[0][:count]
             hashed.result()  # the other buffer is free again
             if size and size % PART_BYTES == 0:

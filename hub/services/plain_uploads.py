@@ -29,7 +29,7 @@ from hub.services.keeping import hold_blob
 from hub.services.quotas import check_quota
 from hub.services.uploads import add_blobs, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
-from storage.blobs import read_ahead
+from storage.ahead import read_ahead
 from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
 from storage.manifests import PART_BYTES

@@ -27,7 +27,8 @@ from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
 from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
-from storage.blobs import ORDER_BYTES, Order, read_ahead
+from storage.ahead import read_ahead
+from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
 

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from federation.transfer import fetch, send_file
 from federation.wire import Upload
-from storage.blobs import BlobStore, FolderStore, read_ahead, store_secret
+from storage.ahead import read_ahead
+from storage.blobs import BlobStore, FolderStore, store_secret
 from storage.manifests import PART_BYTES, hash_file
 from tests.bench.transfers_of_hub import measure_hub
 from tests.servers import S3_PROGRAMS, S3Server, StoreHub, blob_server, find_program, s3_server

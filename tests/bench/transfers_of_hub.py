@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.e2e.test_hub_serve import hub_process
 from tests.e2e.test_model_transfers import OWNER, Alliance
 
+SHARDS = 8
 SMALL_FILES, SMALL_BYTES = 200, 4096
 # What a process needed at its peak, by its own word: the kernel's word to a parent counts the parent's memory too.
 MEASURED = """
@@ -100,31 +101,32 @@ def bench_hub(folder: Path, repeat: int) -> Iterator[Bench]:
         yield Bench(folder, Alliance(folder, hub), repeat)
 
 
-def large(bench: Bench, source: Path) -> list[Command]:
-    """One large file: pushed, pulled, downloaded."""
-    model = bench.folder / "large"
+def large(bench: Bench, source: Path, shards: int) -> list[Command]:
+    """A model in so many files: pushed, pulled, downloaded."""
+    what = "a file" if shards == 1 else f"{shards} files"
+    model = bench.folder / f"large-{shards}"
     model.mkdir()
-    header = json.dumps(
-        {"w": {"dtype": "U8", "shape": [source.stat().st_size], "data_offsets": [0, source.stat().st_size]}}
-    ).encode()
-    with source.open("rb") as given, (model / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        while chunk := given.read(1 << 20):
-            file.write(chunk)
-    mib = source.stat().st_size / (1 << 20)
+    size = source.stat().st_size // shards
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with source.open("rb") as given:
+        for number in range(shards):
+            with (model / f"model-{number}.safetensors").open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                for _ in range(size >> 20):
+                    file.write(given.read(1 << 20))
+    mib = size * shards / (1 << 20)
 
     def push(target: Path) -> float:
-        with (model / "model.safetensors").open(
-            "r+b"
-        ) as file:  # other bytes: what the hub has is not sent again
-            file.seek(-64, os.SEEK_END)
-            file.write(os.urandom(64))
+        for shard in model.iterdir():  # other bytes: what the hub has is not sent again
+            with shard.open("r+b") as file:
+                file.seek(-64, os.SEEK_END)
+                file.write(os.urandom(64))
         return bench.fedhub("model", "push", str(model), f"{OWNER}/{target.name}")
 
-    rows = [bench.best("fedhub model push, a file", mib, push)]
+    rows = [bench.best(f"fedhub model push, {what}", mib, push)]
     repo = f"{OWNER}/target-{bench.count}"
-    rows.append(_pull(bench, f"{repo}@1", mib, "a file"))
-    rows.append(bench.best("hf download, nothing checked, a file", mib, lambda to: bench.hf(repo, to)))
+    rows.append(_pull(bench, f"{repo}@1", mib, what))
+    rows.append(bench.best(f"hf download, nothing checked, {what}", mib, lambda to: bench.hf(repo, to)))
     return rows
 
 
@@ -153,7 +155,7 @@ def _pull(bench: Bench, reference: str, mib: float, what: str) -> Command:
 def measure_hub(folder: Path, source: Path, repeat: int) -> None:
     """Print the table of whole commands."""
     with bench_hub(folder, repeat) as bench:
-        rows = large(bench, source) + small(bench)
+        rows = large(bench, source, 1) + large(bench, source, SHARDS) + small(bench)
     print(
         f"\n{'Whole commands, start-up included, by a hub process':58}  seconds   MiB/s  requests  peak MiB"
     )

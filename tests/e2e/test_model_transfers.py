@@ -18,6 +18,7 @@ import pytest
 
 import federation.transfer
 from federation.lifeline import plain_environment
+from federation.small_files import SMALL_BYTES
 from federation.stock_names import git_oid
 from hub.cli import dispatch
 from hub.terminal import Terminal
@@ -211,6 +212,28 @@ def test_grant_to_lean_on_may_be_named_by_the_beginning_that_commands_show(
         assert alliance.problem(FIRM, *pull, other)["code"] == "E_GRANT_MISSING"
     assert not (tmp_path / "got").exists()
     assert alliance.run(FIRM, *pull, grant[:12])["grant"] == grant
+
+
+def test_push_sends_all_files_before_it_waits_for_the_hub_to_check_one(
+    alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.transfer, "QUICK_S", 0)  # a line on which a file goes in parts
+    monkeypatch.setattr(federation.transfer, "LOOK_S", 0)
+    shards = {f"model-{n}__safetensors": tensors(PART_BYTES + n, b"%d" % n) for n in range(3)}
+    folder = folder_of(tmp_path / "m", config__json=b"{}", z__txt=b"z" * SMALL_BYTES * 2, **shards)
+    steps: list[str] = []
+    for name in ("send_file", "wait_stored"):
+        original = getattr(federation.transfer, name)
+
+        def step(*arguments: Any, name: str = name, original: Any = original, **options: Any) -> Any:
+            steps.append(name)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(federation.transfer, name, step)
+    assert alliance.run(OWNER, "model", "push", str(folder), f"{OWNER}/shards")["version"] == 1
+    assert steps == ["send_file"] * 4 + ["wait_stored"] * 4
+    alliance.run(OWNER, "model", "pull", f"{OWNER}/shards@1", str(tmp_path / "got"))
+    assert same(folder, tmp_path / "got")
 
 
 @pytest.mark.fault

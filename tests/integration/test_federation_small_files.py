@@ -4,16 +4,17 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
 
-from federation import pulling, small_files, wire
+from federation import publishing, pulling, small_files, wire
 from federation.publishing import push_version
 from federation.small_files import SMALL_BYTES, fetch_small, groups, send_small
 from hub.tables import InstitutionRow
-from storage.errors import FedhubError, Refused, Rejected
+from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import FileEntry, build_manifest
 from tests.alliances import FIRM, OWNER, AllianceInProcess, open_alliance
 from tests.databases import DATABASES
@@ -93,6 +94,57 @@ def test_two_hundred_small_files_are_pushed_and_pulled_in_a_handful_of_requests(
     assert len(asked) == 1
     assert build_manifest(tmp_path / "got", version.name).asset_id == version.asset_id
     assert len(version.files) == COUNT
+
+
+def test_files_of_the_newest_version_are_not_told_of_again(
+    alliance: AllianceInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, moved = many(tmp_path / "kept", 9), list[int]()
+    home, name = alliance.homes[OWNER], f"{OWNER}/kept"
+    transport = Counting(alliance.transport)
+    monkeypatch.setattr(alliance, "transport", transport)
+    with alliance.as_(OWNER) as owner:
+        first = push_version(home, owner, folder, name)
+        transport.asked.clear()
+        assert push_version(home, owner, folder, name, moved=moved.append) == first
+        assert [one for one in transport.asked if not one.startswith("GET") and "/token" not in one] == []
+        assert sum(moved) == sum(file.size for file in first.files)
+        (folder / "0" / "000.txt").rename(folder / "0" / "renamed.txt")
+        assert push_version(home, owner, folder, name).version == 2
+        assert not [one for one in transport.asked if "small-files" in one or "uploads" in one]
+
+
+def test_a_push_that_is_refused_hashes_no_further(
+    alliance: AllianceInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.bin").write_bytes(b"a" * (SMALL_BYTES + 1))
+    ended: list[bool] = []
+
+    def read_entries(folder: Path, stop: Event) -> Iterator[FileEntry]:
+        yield entry("a.bin", (folder / "a.bin").read_bytes())
+        ended.append(stop.wait(30))  # a file that takes long
+        raise Unchecked("E_STOPPED", "")
+
+    monkeypatch.setattr(publishing, "read_entries", read_entries)
+
+    def upload(*_arguments: object, **_options: object) -> wire.Upload:
+        raise Refused("E_LIMIT", "")
+
+    with alliance.as_(OWNER) as owner:
+        monkeypatch.setattr(owner, "upload", upload)
+        assert code_of(push_version, alliance.homes[OWNER], owner, tmp_path, f"{OWNER}/big") == "E_LIMIT"
+    assert ended == [True]
+
+
+@pytest.mark.parametrize("name", [f"{OWNER}/", f"{OWNER}/a b", f"{OWNER}/../x", "bare"])
+def test_a_name_that_is_none_is_refused_before_anything_is_asked(
+    alliance: AllianceInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with alliance.as_(OWNER) as owner:
+        transport = Counting(alliance.transport)
+        monkeypatch.setattr(alliance, "transport", transport)
+        code = code_of(push_version, alliance.homes[OWNER], owner, many(tmp_path, 2), name)
+    assert code in ("E_USAGE", "E_MALFORMED") and transport.asked == []
 
 
 def test_a_pull_that_was_cut_asks_only_for_groups_with_something_missing(

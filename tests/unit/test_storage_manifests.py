@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from storage.manifests import (
     new_salt,
     oms_payload,
     oms_root,
+    read_entries,
     read_manifest,
 )
 from storage.signing import open_envelope, sign
@@ -271,6 +273,16 @@ def test_parts_are_the_digests_of_each_part_in_order(tmp_path: Path, small_parts
     expected = tuple(hashlib.sha256(part).hexdigest() for part in parts) if size > small_parts else None
     assert hash_file(tmp_path / "a") == (sha256_hex(content), size, expected)
     assert read_manifest(build_manifest(tmp_path, NAME).raw).files[0].parts == expected
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_file_that_nobody_waits_for_is_given_up(tmp_path: Path, small_parts: int, size: int) -> None:
+    write(tmp_path, a=b"a" * size)
+    stop = threading.Event()
+    entries = read_entries(tmp_path, stop)
+    stop.set()
+    with pytest.raises(Unchecked, match="E_STOPPED"):
+        next(entries)
 
 
 def test_real_part_is_32_mib_and_only_larger_files_have_parts(tmp_path: Path) -> None:
