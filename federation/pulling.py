@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from federation.small_files import SMALL_BYTES, fetch_small
 from federation.streams import Progress
 from storage.encoding import is_digest
 from storage.errors import FedhubError, Refused, Rejected, Unchecked, shown
-from storage.manifests import Manifest, build_manifest, read_manifest
+from storage.manifests import FileEntry, Manifest, build_manifest, read_manifest
 from storage.pack import unzip_pack, write_pack
 
 if TYPE_CHECKING:
@@ -136,11 +136,11 @@ def pull_checked(
     shutil.rmtree(pack, ignore_errors=True)
     fetch_pack(home, client, version.asset_id, pack)
     manifest = manifest_of(client, version, version.asset_id)
-    fetch_files(client, pull, manifest, files, moved=moved)
+    came = fetch_files(client, pull, manifest, files, moved=moved)
     use = None
     if pull.grant is not None:
         use = use_of(pull.grant, home.institution, version.asset_id, version.name, duo)
-    return Pulled(version, files, pull.grant, check_pack(home, pack, files=files, use=use))
+    return Pulled(version, files, pull.grant, check_pack(home, pack, files=files, known=came, use=use))
 
 
 def verify_folder(home: Home, client: "HubClient", reference: str, folder: Path) -> Pulled:
@@ -183,13 +183,16 @@ def fetch_files(
     folder: Path,
     *,
     moved: Callable[[int], None] | None = None,
-) -> None:
+) -> dict[str, FileEntry]:
     """Fetch every file of ``manifest`` into ``folder``, each checked while it streams.
 
     Sizes and digests come from the manifest, whose own digest is the asset id; the hub only says where. Files
     that an earlier call brought stay; whoever calls checks the folder as a whole.
+
+    Returns:
+        The large files that came now, by name: what they are is known, the others are still to be read.
     """
-    urls = {file.name: file.url for file in pull.files}
+    urls, came = {file.name: file.url for file in pull.files}, dict[str, FileEntry]()
     folder.mkdir(exist_ok=True)
     small = pull.small
     if small is not None:
@@ -226,6 +229,8 @@ def fetch_files(
         except OSError as error:
             hint = "nothing was installed; make room, then pull again"
             raise Unchecked("E_WRITE", f"{entry.name}: cannot be written ({error.strerror})", hint) from error
+        came[entry.name] = entry
+    return came
 
 
 @contextmanager
@@ -284,11 +289,14 @@ def check_pack(
     pack: Path,
     *,
     files: Path | None = None,
+    known: Mapping[str, FileEntry] | None = None,
     use: dict[str, Any] | None = None,
     require: str | None = None,
 ) -> "Report":
     """Verify a pack by this home's own pins and saved checkpoint.
 
+    Args:
+        files, known, use, require: as in ``storage.verify.examine``.
     Raises:
         Rejected: the first step that failed.
     """
@@ -299,6 +307,7 @@ def check_pack(
         home.trust,
         now=int(time.time()),
         files=files,
+        known=known,
         use=use,
         state=home.state_path,
         require=require,

@@ -63,9 +63,9 @@ def pull_dataset(
         pull = client.pull(manifest.asset_id, duo)
         shutil.rmtree(place / "pack", ignore_errors=True)  # of a pull that was cut
         fetch_pack(home, client, manifest.asset_id, place / "pack")
-        fetch_files(client, pull, manifest, place / "files", moved=moved)
+        came = fetch_files(client, pull, manifest, place / "files", moved=moved)
         use = use_of(pull.grant, home.institution, manifest.asset_id, name, duo) if pull.grant else None
-        report = check_pack(home, place / "pack", files=place / "files", use=use)
+        report = check_pack(home, place / "pack", files=place / "files", known=came, use=use)
         os.rename(place / "files", target)
     return PulledDataset(name, version, manifest, target, pull.grant, report)
 

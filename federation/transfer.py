@@ -22,6 +22,7 @@ from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, digest
 from federation.streams import Counter, Progress, in_streams, wait_s
 from federation.wire import Upload, UploadOrder
 from storage.blobs import ORDER_BYTES
+from storage.early_sync import EARLY_BYTES, EarlySync
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
 
@@ -294,10 +295,11 @@ def fetch(
             kept = partial.start(pieces) if several else set[int]()
             reserve(partial.file, size)
             counter = Counter(size, progress, sum(piece.size for piece in pieces if piece.number in kept))
-            target = _Target(path.name, partial.file, size, counter)
             whole = WholeDigest(partial.path, pieces, kept) if several and not parts_are_signed else None
             missing = [piece for piece in pieces if piece.number not in kept]
-            _fetch_pieces(url, missing, partial, target, whole, streams)
+            with EarlySync(partial.file, EARLY_BYTES if durable else size) as disk:
+                target = _Target(path.name, partial.file, size, counter, disk)
+                _fetch_pieces(url, missing, partial, target, whole, streams)
             if whole and whole.result() != sha256:
                 partial.remove()
                 message = f"{path.name}: the whole has digest {whole.result()}, expected {sha256}"
@@ -393,11 +395,13 @@ class _Target:
     file: int
     size: int
     counter: Counter
+    disk: EarlySync
 
     def write(self, data: memoryview, offset: int) -> None:
         while data:
             count = os.pwrite(self.file, data, offset)
             data, offset = data[count:], offset + count
+            self.disk.wrote(count)
 
 
 def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: threading.Event) -> bool:

@@ -5,13 +5,21 @@ a name lies inside its issuer's namespace, and the versions of a name form one c
 forks.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from storage.encoding import canonical, read_json, sha256_hex
 from storage.errors import Rejected
 from storage.evidence import Entry, Evidence
 from storage.keys_in_force import check_not_revoked, revocation_of
-from storage.manifests import MANIFEST_LIMIT_BYTES, Manifest, build_manifest, check_oms, read_manifest
+from storage.manifests import (
+    MANIFEST_LIMIT_BYTES,
+    FileEntry,
+    Manifest,
+    build_manifest,
+    check_oms,
+    read_manifest,
+)
 from storage.status_lists import check_not_named
 
 V12 = "V12"
@@ -121,14 +129,18 @@ def check_model_signature(evidence: Evidence, entry: Entry, manifest: Manifest |
         check_oms(oms.statement, manifest)
 
 
-def check_files(evidence: Evidence, folder: Path) -> tuple[list[Entry], Manifest]:
+def check_files(
+    evidence: Evidence, folder: Path, known: Mapping[str, FileEntry] | None = None
+) -> tuple[list[Entry], Manifest]:
     """The versions that the files in a folder are, all of them and no others, and their manifest.
 
+    Args:
+        known: as in ``read_entries``.
     Raises:
         Rejected: ``E_PATH``, ``E_SUBJECT``, ``E_REVOKED``, ``E_OMS``, ``E_ASSET_CLAIMED``.
         Unchecked: ``E_INPUT``; the folder cannot be read.
     """
-    manifest = _rebuild(evidence, folder)
+    manifest = _rebuild(evidence, folder, known)
     versions = valid_versions(evidence, manifest.asset_id)
     for entry in versions:
         check_not_named(evidence, entry)
@@ -136,10 +148,10 @@ def check_files(evidence: Evidence, folder: Path) -> tuple[list[Entry], Manifest
     return versions, manifest
 
 
-def _rebuild(evidence: Evidence, folder: Path) -> Manifest:
+def _rebuild(evidence: Evidence, folder: Path, known: Mapping[str, FileEntry] | None) -> Manifest:
     """The manifest of a folder under the name of that asset here whose id it has; reads each file once."""
     names = sorted({entry.says["name"] for entry in evidence.find("asset")})
-    built = build_manifest(folder, names[0] if names else "none.example/none")
+    built = build_manifest(folder, names[0] if names else "none.example/none", known=known)
     document = read_json(built.raw, limit=MANIFEST_LIMIT_BYTES)
     salts = {(known.name, known.salt) for known in evidence.manifests.values() if known.salt}
     for name, salt in [*((name, None) for name in names), *sorted(salts)]:

@@ -27,13 +27,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from storage.blobs import CHUNK_BYTES, FolderStore, is_key, no_blob, store_secret
+from storage.early_sync import EARLY_BYTES, EarlySync
 from storage.errors import FedhubError, Refused, Unchecked
 from storage.http1 import Connection, Request
 from storage.order_signing import LASTING, OrderSigner
@@ -41,7 +42,6 @@ from storage.order_signing import LASTING, OrderSigner
 MAX_CONNECTIONS = 256
 SYNC_AFTER_S = 5.0  # an object is brought to the disk that long after it has come, unless it is gone by then
 ALONE_BYTES = 8 << 20  # a body up to this size is not worth a second thread
-EARLY_BYTES = 64 << 20  # of a body that will be kept: what the disk is given at a time while more comes
 STALE_S = 3600  # unfinished files older than this are left over from a crash
 PARENT_CHECK_S = 0.5
 
@@ -275,15 +275,10 @@ def _receive(connection: Connection, stream: Any, size: int, lasting: bool) -> s
 
 
 def _receive_large(connection: Connection, stream: Any, size: int, early: int) -> str:
-    """The same with a thread that hashes while the next bytes come: half the time where a core is idle.
-
-    Another brings each ``early`` bytes to the disk: who then asks for all of them there waits for the rest.
-    """
+    """The same with a thread that hashes while the next bytes come: half the time where a core is idle."""
     buffer, other = memoryview(bytearray(CHUNK_BYTES)), memoryview(bytearray(CHUNK_BYTES))
     found, left, hashed = hashlib.sha256(), size, None
-    with ThreadPoolExecutor(1, "hash") as pool, ThreadPoolExecutor(1, "disk") as disk:
-        flushed: Future[object] = disk.submit(int)
-        due = size - early
+    with ThreadPoolExecutor(1, "hash") as pool, EarlySync(stream.fileno(), early) as disk:
         while left:
             count = connection.read_into(buffer[: min(left, CHUNK_BYTES)])
             if hashed is not None:
@@ -291,10 +286,7 @@ def _receive_large(connection: Connection, stream: Any, size: int, early: int) -
             hashed = pool.submit(found.update, buffer[:count])
             stream.write(buffer[:count])
             buffer, other, left = other, buffer, left - count
-            if 0 < left <= due and flushed.done():
-                flushed.result()  # a full disk is told as if the write had met it
-                flushed, due = disk.submit(os.fdatasync, stream.fileno()), left - early
-        flushed.result()
+            disk.wrote(count)  # a full disk is told as if the write had met it
     return found.hexdigest()
 
 

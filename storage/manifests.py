@@ -14,7 +14,7 @@ import secrets
 import stat
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,26 +131,32 @@ def new_salt() -> str:
     return secrets.token_hex(32)
 
 
-def build_manifest(folder: Path, name: str, *, salt: str | None = None) -> Manifest:
+def build_manifest(
+    folder: Path, name: str, *, salt: str | None = None, known: Mapping[str, FileEntry] | None = None
+) -> Manifest:
     """The manifest of everything in a folder, read once.
 
     Args:
         folder: the asset's files; every file below it belongs to the asset.
         name: the asset's name.
         salt: ``new_salt()`` for data that stay at their site, None for files that others may see.
+        known: as in ``read_entries``.
     Raises:
         Rejected: ``E_PATH`` (V12); a name breaks a rule, or something is no regular file, or there is none.
         Unchecked: ``E_INPUT``; the folder or a file cannot be read, or a file changes meanwhile.
     """
-    return _manifest(name, list(read_entries(folder)), salt)
+    return _manifest(name, list(read_entries(folder, known=known)), salt)
 
 
-def read_entries(folder: Path, stop: threading.Event | None = None) -> Iterator[FileEntry]:
+def read_entries(
+    folder: Path, stop: threading.Event | None = None, *, known: Mapping[str, FileEntry] | None = None
+) -> Iterator[FileEntry]:
     """The files of a folder in a manifest's order, each read once, when it is asked for.
 
     Before the first, all names are checked.
 
     Args:
+        known: those, by name, that the caller has hashed as it wrote them: they are not read.
         stop: once set, by another thread, the file that is being read is given up.
     Raises:
         Rejected, Unchecked: as ``build_manifest`` and ``hash_file``.
@@ -159,7 +165,7 @@ def read_entries(folder: Path, stop: threading.Event | None = None) -> Iterator[
     check_names(relative for relative, _ in found)
     found.sort(key=lambda pair: pair[0].split("/"))
     for relative, path in found:
-        yield FileEntry(relative, *hash_file(path, stop))
+        yield (known or {}).get(relative) or FileEntry(relative, *hash_file(path, stop))
 
 
 def compose_manifest(name: str, files: Iterable[FileEntry]) -> Manifest:

@@ -27,7 +27,7 @@ from storage.header import check_header, check_nonce
 from storage.keyring import KeyRing, read_ring
 from storage.keys_in_force import check_keys, check_shared
 from storage.links import LEVELS, AssetLevels, check_level, check_links, heads, levels_of
-from storage.manifests import read_manifest
+from storage.manifests import FileEntry, read_manifest
 from storage.merkle import check_consistency, check_inclusion, leaf_hash
 from storage.pack_files import PackFolder
 from storage.report import Finding, Recorder, Report, Step
@@ -49,6 +49,7 @@ class _Look:
     trust: Trust
     now: int
     files: Path | None
+    known: Mapping[str, FileEntry] | None
     use: Use | None
     state: State | None
     require: str | None
@@ -76,6 +77,7 @@ def verify(
     *,
     now: int,
     files: Path | None = None,
+    known: Mapping[str, FileEntry] | None = None,
     use: Use | Mapping[str, Any] | None = None,
     state: Path | None = None,
     require: str | None = None,
@@ -86,7 +88,7 @@ def verify(
         Rejected: the first step that failed.
         Unchecked: the reader's own files or arguments cannot be used.
     """
-    report = examine(pack, trust, now=now, files=files, use=use, state=state, require=require)
+    report = examine(pack, trust, now=now, files=files, known=known, use=use, state=state, require=require)
     if report.error is not None:
         raise report.error
     return report
@@ -98,6 +100,7 @@ def examine(
     *,
     now: int,
     files: Path | None = None,
+    known: Mapping[str, FileEntry] | None = None,
     use: Use | Mapping[str, Any] | None = None,
     state: Path | None = None,
     require: str | None = None,
@@ -109,6 +112,7 @@ def examine(
         trust: the reader's pins; nothing in the pack can add to them.
         now: seconds since 1970 to check for.
         files: folder with the files of an asset, which must be exactly one that the pack is about.
+        known: files below it, by name, that the caller has hashed as it wrote them: they are not read again.
         use: a use of a grant to check, as ``Use`` or as the JSON object of ``--use``.
         state: file with the last accepted checkpoint; missing: nothing is saved yet. Only read here.
         require: the least level of the asset that ``files`` or ``use`` name, else of those the pack is about.
@@ -127,7 +131,7 @@ def examine(
     try:
         folder = PackFolder(pack)
         evidence = Evidence(trust.hub, trust.operator, {})
-        look = _Look(folder, trust, now, files, wanted, saved, require, evidence)
+        look = _Look(folder, trust, now, files, known, wanted, saved, require, evidence)
         for step in STEPS:
             recorder.hold(len(recorder.steps) + 1, step(look))
     except Rejected as found:
@@ -284,7 +288,7 @@ def _v12_assets(look: _Look) -> Finding:
     what = f"{len(assets)} asset statements in unforked chains, {len(evidence.manifests)} manifests"
     if look.files is None:
         return Finding(what, ("files (no --files)",))
-    look.files_are, manifest = check_files(evidence, look.files)
+    look.files_are, manifest = check_files(evidence, look.files, look.known)
     evidence.manifests[manifest.asset_id] = manifest
     says = look.files_are[-1].says
     return Finding(f"{what}; the {len(manifest.files)} files are {says['name']} version {says['version']}")

@@ -275,6 +275,14 @@ def test_parts_are_the_digests_of_each_part_in_order(tmp_path: Path, small_parts
     assert read_manifest(build_manifest(tmp_path, NAME).raw).files[0].parts == expected
 
 
+def test_only_files_that_are_not_known_are_read(tmp_path: Path) -> None:
+    write(tmp_path, a="1", b="2")
+    known = {name: FileEntry(name, "0" * 64, 1) for name in ("a", "gone")}
+    read = FileEntry("b", sha256_hex(b"2"), 1)
+    assert list(read_entries(tmp_path, known=known)) == [known["a"], read]
+    assert build_manifest(tmp_path, NAME, known=known).files == (known["a"], read)
+
+
 @pytest.mark.parametrize("size", [1, 9])
 def test_file_that_nobody_waits_for_is_given_up(tmp_path: Path, small_parts: int, size: int) -> None:
     write(tmp_path, a=b"a" * size)
