@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from federation import wire
 from federation.client import HubClient
 from federation.home import Home
@@ -31,10 +33,20 @@ from storage.blobs import BlobStore
 from storage.encoding import format_time, sha256_hex
 from storage.errors import Unchecked
 from storage.signing import public_pem
-from tests.databases import database_url
+from tests.databases import DATABASES, database_url
 from tests.hubs import ORIGIN, HubInProcess
 from tests.servers import blob_server
 
+S3_SERVERS = os.environ.get("FEDHUB_TEST_S3_URL", "").split()
+# What ``open_alliance`` can stand on: SQLite and a folder; PostgreSQL, once with each S3 server.
+ENGINES = [
+    *DATABASES,
+    *(
+        pytest.param(f"postgresql on {server}", marks=pytest.mark.engines)
+        for server in S3_SERVERS[1:]
+        if len(DATABASES) > 1
+    ),
+]
 OWNER, FIRM = "owner.example", "firm.example"
 LABS = ("lab-a.example", "lab-b.example", "lab-c.example")
 MODEL = f"{OWNER}/digits"
@@ -456,10 +468,11 @@ def open_alliance(folder: Path, kind: str = "sqlite", **given: Any) -> Iterator[
     """An alliance on real parts, closed at the end.
 
     Args:
-        kind: ``sqlite`` with a folder store and a blob server of its own; ``postgresql`` with an empty schema of the
-            server that ``FEDHUB_TEST_DATABASE_URL`` names, and a new bucket of the first S3 server, if there is one.
+        kind: one of ``ENGINES``: ``sqlite`` with a folder store and a blob server of its own; ``postgresql`` with an
+            empty schema of the server that ``FEDHUB_TEST_DATABASE_URL`` names, and a new bucket of the first S3
+            server, if there is one, or of the server that ``on`` names.
     """
-    with database_url(kind, folder) as database, _store(folder, s3=kind == "postgresql") as store:
+    with database_url(kind, folder) as database, _store(folder, kind) as store:
         alliance = AllianceInProcess(folder, database_url=database, **store, **given)
         try:
             yield alliance
@@ -468,11 +481,11 @@ def open_alliance(folder: Path, kind: str = "sqlite", **given: Any) -> Iterator[
 
 
 @contextmanager
-def _store(folder: Path, *, s3: bool) -> Iterator[dict[str, str]]:
-    servers = os.environ.get("FEDHUB_TEST_S3_URL", "").split()
-    if s3 and servers:
+def _store(folder: Path, kind: str) -> Iterator[dict[str, str]]:
+    if kind != "sqlite" and S3_SERVERS:
+        server = kind.partition(" on ")[2] or S3_SERVERS[0]
         yield {
-            "store_url": f"s3+{servers[0]}/test-{secrets.token_hex(8)}",
+            "store_url": f"s3+{server}/test-{secrets.token_hex(8)}",
             "store_access_key": os.environ["FEDHUB_TEST_S3_ACCESS_KEY"],
             "store_secret_key": os.environ["FEDHUB_TEST_S3_SECRET_KEY"],
         }

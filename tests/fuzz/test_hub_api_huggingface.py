@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub.api.huggingface.uploads import LINE_BYTES
-from tests.alliances import OWNER, open_alliance
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, OWNER, open_alliance
 from tests.hubs import ENDPOINT
 from tests.stock_http import Stock
 from tests.xet_bytes import chunk, shard, xorb
@@ -24,7 +23,7 @@ DATA = bytes(range(200))
 SLOWLY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def owner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
     folder = tmp_path_factory.mktemp("fuzzed")
     members = (OWNER,)

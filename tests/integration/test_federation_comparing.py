@@ -14,12 +14,11 @@ from federation.licences import check_license
 from federation.origins import Peers
 from hub.services.quotas import used_bytes
 from storage.errors import FedhubError, Refused, Rejected
-from tests.alliances import BASE, FIRM, LABS, MODEL, OWNER, AllianceInProcess, open_alliance
-from tests.databases import DATABASES
+from tests.alliances import BASE, ENGINES, FIRM, LABS, MODEL, OWNER, AllianceInProcess, open_alliance
 from tests.hubs import AppTransport
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[AllianceInProcess]:

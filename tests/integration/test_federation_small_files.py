@@ -16,13 +16,12 @@ from federation.small_files import SMALL_BYTES, fetch_small, groups, send_small
 from hub.tables import InstitutionRow
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import FileEntry, build_manifest
-from tests.alliances import FIRM, OWNER, AllianceInProcess, open_alliance
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, OWNER, AllianceInProcess, open_alliance
 
 COUNT = 200
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[AllianceInProcess]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hub.cli import dispatch
 from hub.serve import settle_ports
 from hub.settings import load_settings
 from hub.terminal import Terminal
+from storage.blobs import FolderStore
 from storage.errors import Exit
 from tests.databases import DATABASES, database_url
 from tests.hubs import running_hub
@@ -157,3 +159,32 @@ def test_store_that_is_away_is_told(founded: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FEDHUB_STORE_SECRET_KEY", "hunter2")
     _code, findings = doctor()
     assert broken(findings) == {"object store"} and "hunter2" not in json.dumps(findings)
+
+
+def test_store_that_breaks_a_promise_is_told_with_the_promise_and_what_to_do(
+    founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FolderStore.put
+
+    def overwrite(self: FolderStore, key: str, data: bytes, *, create_only: bool = False) -> None:
+        original(self, key, data)
+
+    monkeypatch.setattr(FolderStore, "put", overwrite)
+    code, findings = doctor()
+    promise = "object store: a key is written once where the hub says so"
+    assert (code, broken(findings)) == (Exit.REFUSED, {promise})
+    assert findings[promise]["seen"] == "overwritten" and "If-None-Match" in findings[promise]["todo"]
+
+
+@pytest.mark.parametrize("apart", [-90, 90])
+def test_clocks_that_run_apart_are_told_with_by_how_much(
+    founded: Path, url: str, monkeypatch: pytest.MonkeyPatch, apart: int
+) -> None:
+    now = time.time
+    monkeypatch.setattr(FolderStore, "written_at", lambda self, key: now() - apart)
+    _code, findings = doctor()
+    what = "clock beside the object store's"
+    assert broken(findings) == {what}
+    assert findings[what]["seen"] in (f"{apart:+d} s apart", f"{apart + 1:+d} s apart")
+    assert "NTP" in findings[what]["todo"]
+    assert ("clock beside the database's" in findings) is not url.startswith("sqlite")

@@ -20,14 +20,13 @@ from hub.services.revisions import commit_id
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import canonical, sha256_hex
 from storage.manifests import read_manifest
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
 from tests.stock_http import Stock, git_blob, path_of, put
 
 PART = 5 << 20
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllianceInProcess]:

@@ -27,15 +27,14 @@ from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import check_oms, read_manifest
 from storage.signing import open_envelope
 from storage.statements import read_statement
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
 from tests.stock_http import Stock, git_blob
 
 DAY = 86_400
 BIG = os.urandom(1 << 20) + b"and one more"
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllianceInProcess]:

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from storage.errors import FedhubError
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
 from tests.stock_http import Stock
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllianceInProcess]:

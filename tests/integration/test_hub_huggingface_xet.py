@@ -11,13 +11,12 @@ from sqlmodel import select
 from hub.services import xet_ingest
 from hub.tables import BlobRow, InstitutionRow, PersonalTokenRow, XorbRow
 from storage.manifests import PART_BYTES
-from tests.alliances import LABS, OWNER, AllianceInProcess, open_alliance
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, LABS, OWNER, AllianceInProcess, open_alliance
 from tests.stock_http import Stock
 from tests.xet_bytes import chunk, shard, xorb
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllianceInProcess]:

@@ -9,8 +9,7 @@ import pytest
 from federation import wire
 from hub.tables import InstitutionRow
 from storage.encoding import sha256_hex
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance
 from tests.stock_http import Stock
 
 API = "/api/2.0/mlflow"
@@ -19,7 +18,7 @@ BIG = os.urandom(1 << 20) + b"and one more"
 FILES = {"config.json": b'{"a": 1}', "big.bin": BIG, "sub/deep/text.txt": b"text", "empty.txt": b""}
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllianceInProcess]:

@@ -16,8 +16,7 @@ from hub.tables import PersonalTokenRow
 from storage.encoding import sha256_hex
 from storage.signing import open_envelope
 from storage.statements import read_statement
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
 from tests.stock_http import Stock
 
 BIG = os.urandom(1 << 20) + b"and one more"
@@ -34,7 +33,7 @@ LAYER = "application/vnd.cncf.model.{}.v1.raw"
 NONE = "sha256:" + "0" * 64
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllianceInProcess]:

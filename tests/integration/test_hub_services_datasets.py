@@ -17,8 +17,7 @@ from hub.cli import dispatch
 from hub.terminal import Terminal
 from storage.encoding import sha256_hex
 from storage.errors import Exit, FedhubError, Refused
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance
 from tests.stock_http import Stock
 
 LAB = LABS[0]
@@ -80,7 +79,7 @@ class World:
         return terminal
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("datasets")
     with open_alliance(folder, request.param, superlink="external") as alliance:

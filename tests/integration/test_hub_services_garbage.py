@@ -33,15 +33,14 @@ from hub.tables import (
 )
 from storage.errors import FedhubError, Refused
 from storage.manifests import PART_BYTES
-from tests.alliances import LABS, MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, LABS, MODEL, OWNER, AllianceInProcess, digest, open_alliance, weights
 from tests.stock_http import Stock
 from tests.xet_bytes import chunk, xorb
 
 YEAR = 365 * 86_400
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=ENGINES)
 def alliance(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[AllianceInProcess]:
     with open_alliance(tmp_path, request.param, superlink="external", unused_hours=1) as opened:
         yield opened

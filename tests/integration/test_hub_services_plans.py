@@ -13,6 +13,7 @@ from federation.plan import build_recipe, make_config
 from storage.encoding import format_time, sha256_hex
 from storage.errors import FedhubError, Refused
 from tests.alliances import (
+    ENGINES,
     FIRM,
     LABS,
     OWNER,
@@ -22,7 +23,6 @@ from tests.alliances import (
     open_alliance,
     weights,
 )
-from tests.databases import DATABASES
 
 
 class Setting:
@@ -37,7 +37,7 @@ class Setting:
         return self.alliance.submit(self.base, self.datasets, **changes)
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def setting(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Setting]:
     with open_alliance(
         tmp_path_factory.mktemp("plans"), request.param, superlink="external", page_size=2

@@ -16,15 +16,14 @@ from hub.tables import CapabilityRow, InstitutionRow
 from storage.encoding import format_time, read_json
 from storage.errors import FedhubError, Refused
 from storage.signing import open_envelope
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
 from tests.hubs import OPERATOR
 from tests.stock_http import Stock
 
 FILES = {"model.safetensors": weights(1, 2), "docs/README.md": b"# how to"}
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[AllianceInProcess]:

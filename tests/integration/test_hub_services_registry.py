@@ -16,13 +16,12 @@ from storage.encoding import sha256_hex
 from storage.errors import FedhubError, Refused
 from storage.manifests import Manifest, build_manifest, oms_payload, read_manifest
 from storage.signing import open_envelope, sign
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
 
 GOOD = weights(1, 2, 3)
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[AllianceInProcess]:

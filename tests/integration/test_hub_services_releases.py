@@ -12,6 +12,7 @@ from storage.manifests import Manifest
 from storage.standard import BUILD_TYPE, BUILDER, release_purl
 from tests.alliances import (
     BASE,
+    ENGINES,
     FIRM,
     LABS,
     OWNER,
@@ -21,14 +22,13 @@ from tests.alliances import (
     digest,
     open_alliance,
 )
-from tests.databases import DATABASES
 from tests.hubs import ORIGIN
 from tests.stock_http import Stock
 
 NAME = f"{OWNER}/released"
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[AllianceInProcess]:

@@ -22,8 +22,7 @@ from hub.services.restoring import Restored
 from hub.tables import InstitutionRow, LogSequenceRow, StatementRow, StatementSubjectRow, VersionRow
 from hub.terminal import Terminal
 from storage.errors import Exit, FedhubError, Rejected
-from tests.alliances import FIRM, MODEL, OWNER, AllianceInProcess, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, MODEL, OWNER, AllianceInProcess, open_alliance, weights
 from tests.hubs import HubInProcess, running_hub
 from tests.servers import free_port
 from tests.stock_http import Stock
@@ -70,7 +69,7 @@ class Hospital:
         return terminal.problem
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=ENGINES)
 def hospital(request: pytest.FixtureRequest, tmp_path: Path) -> Hospital:
     return Hospital(tmp_path, request.param)
 

@@ -20,8 +20,7 @@ from storage.encoding import format_time
 from storage.errors import FedhubError, Refused
 from storage.signing import check_signature, open_envelope
 from storage.statements import read_statement
-from tests.alliances import BASE, FIRM, LABS, OWNER, Journey, Setting, digest, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import BASE, ENGINES, FIRM, LABS, OWNER, Journey, Setting, digest, open_alliance, weights
 from tests.hubs import OPERATOR
 
 
@@ -32,7 +31,7 @@ def refused(code: str, call: Any, /, *arguments: Any, **options: Any) -> FedhubE
     return caught.value
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def setting(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Setting]:
     with open_alliance(tmp_path_factory.mktemp("runs"), request.param, superlink="external") as opened:
         yield Setting(opened)

@@ -18,11 +18,10 @@ from hub.tables import BlobRow, UploadRow
 from storage.blobs import ORDER_BYTES, FolderStore
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
-from tests.databases import DATABASES
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, digest, open_alliance, weights
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def alliance(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[AllianceInProcess]:

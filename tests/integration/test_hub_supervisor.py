@@ -18,6 +18,7 @@ from hub.tables import AttemptRow, LeaseRow, PlanRow, RunRow, SiteRow
 from storage.errors import Refused, Unchecked
 from tests.alliances import (
     BASE,
+    ENGINES,
     LABS,
     OWNER,
     FakeControl,
@@ -26,7 +27,6 @@ from tests.alliances import (
     digest,
     open_alliance,
 )
-from tests.databases import DATABASES
 
 
 class Clock:
@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def opened(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Setting]:
     limits: dict[str, Any] = {"run_attempts": 3, "attempt_start_s": 20, "superlink_patience_s": 100}
     folder = tmp_path_factory.mktemp("supervisor")
