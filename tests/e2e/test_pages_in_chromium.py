@@ -389,6 +389,24 @@ def test_every_page_fits_its_window_and_asks_nobody_else(served: Served, tmp_pat
             _picture(page, f"{name}-{size}")
 
 
+def test_a_grant_says_on_a_phone_whose_it_is_its_end_and_its_state_side_by_side_with_their_names(
+    served: Served, tmp_path: Path
+) -> None:
+    """Eight columns are wider than a phone: nothing of a grant is out of sight, and nothing stands unnamed."""
+    with browsing(served, tmp_path, **SIZES["phone"]) as browser:
+        for path in ("/grants", f"/models/{MODEL}?version=1"):
+            page = browser.open(path)
+            row = page.locator("table.stacked tbody tr").filter(has_text="firm.example").first
+            cells = row.get_by_role("cell")
+            expect(cells).to_have_count(8)
+            for cell in cells.all():
+                box = cell.bounding_box()
+                assert box and box["x"] >= 0 and box["x"] + box["width"] <= 320, path
+            expect(row.locator(".pill")).to_have_text("valid")
+            named = cells.evaluate_all("all => all.map(one => getComputedStyle(one, '::before').content)")
+            assert named[4:6] == ['"Until"', '"State"']
+
+
 def _picture(page: Page, name: str) -> None:
     folder = os.environ.get("FEDHUB_TEST_SCREENSHOTS")
     if folder:
