@@ -117,7 +117,11 @@ class AgentProcess:
         )
         began = time.monotonic()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=self._environment()
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            env=self._environment(),
+            start_new_session=True,  # a Ctrl-C reaches us alone, and we end the agent in order
         )
         self._say(f"the agent of {self._home.institution} runs as process {self.process.pid}")
         while self.process.poll() is None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from federation import wire
 from federation.app_terms import APP_FILE, AppTerms
@@ -584,11 +584,12 @@ def _answering(hub: RoundHub) -> type[BaseHTTPRequestHandler]:
             self._answer("POST", self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
         def _answer(self, method: str, body: bytes) -> None:
-            path = urlsplit(self.path).path.removeprefix("/api/v1/")
+            target = urlsplit(self.path)
+            path, query = target.path.removeprefix("/api/v1/"), dict(parse_qsl(target.query))
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             member = token.removeprefix("member:") if token.startswith("member:") else None
             try:
-                status, said = 200, _dispatch(hub, LocalClient(hub, member), method, path, body)
+                status, said = 200, _dispatch(hub, LocalClient(hub, member), method, path, query, body)
             except FedhubError as error:
                 status = error.status if isinstance(error, Refused) else 404
                 said = {
@@ -612,7 +613,9 @@ def _answering(hub: RoundHub) -> type[BaseHTTPRequestHandler]:
     return Answering
 
 
-def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: bytes) -> Any:
+def _dispatch(
+    hub: RoundHub, client: LocalClient, method: str, path: str, query: Mapping[str, str], body: bytes
+) -> Any:
     if path == "token":
         assertion = parse_qs(body.decode())["client_assertion"][0]
         claims = json.loads(base64.urlsafe_b64decode(assertion.split(".")[1] + "=="))
@@ -631,7 +634,10 @@ def _dispatch(hub: RoundHub, client: LocalClient, method: str, path: str, body: 
                 said["bundle"], files, announces=wire.StatementPost.model_validate(said).announces
             )
         case "GET", ["statements"]:
-            return {"items": [one.model_dump(mode="json") for one in client.all_statements()], "next": None}
+            return {
+                "items": [one.model_dump(mode="json") for one in client.all_statements(**query)],
+                "next": None,
+            }
         case "POST", ["sites"]:
             found = client.register_site(said["name"], said["public_key"])
         case "POST", ["uploads"]:

@@ -16,15 +16,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.flower import carried
+from federation.flower.ending import Ending
 from federation.flower.quiet import keep_quiet
 from federation.home import Home
 from federation.lifeline import die_with
@@ -77,9 +77,14 @@ class Node:
         self._agent = agent
         self._pause_s = LONG_POLL_S
 
-    def serve(self) -> NoReturn:
-        """Answer messages for ever; SIGTERM ends it by ``SystemExit``."""
+    def serve(self, check: Callable[[], None] = lambda: None) -> NoReturn:
+        """Answer messages for ever.
+
+        Args:
+            check: called between messages; what it raises ends this.
+        """
         while True:
+            check()
             began = time.monotonic()
             if self.serve_one():
                 self._pause_s = SHORT_POLL_S
@@ -176,8 +181,8 @@ def _foreign() -> Any:
     return Error(ErrorCode.MOD_FAILED_PRECONDITION, f"E_MESSAGE: {said}")
 
 
-def serve_node(home: Home) -> NoReturn:
-    """Be this home's Flower node until SIGTERM, which deactivates it."""
+def serve_node(home: Home, ending: Ending) -> NoReturn:
+    """Be this home's Flower node until the end is told, which deactivates it."""
     keep_quiet(home.site / "flower")
     lock = take_lock(home)
     _keep_scratch(home)
@@ -188,12 +193,13 @@ def serve_node(home: Home) -> NoReturn:
     short = 0
     with lock:
         while short < SHORT_LIVES:
-            _release_lease(home, keys, roots)
-            _wait_admitted(home, keys, roots)
+            with ending.put_off():
+                _release_lease(home, keys, roots)
+            _wait_admitted(home, keys, roots, ending)
             began = time.monotonic()
             # flwr interrupts the process when SuperLink does not know the node any more, as after a restart.
             with suppress(KeyboardInterrupt):
-                _serve_connected(home, keys, roots)
+                _serve_connected(home, keys, roots, ending)
             short = 0 if time.monotonic() - began > STEADY_S else short + 1
             print(f"the connection to {home.fleet} has ended; connecting again", file=sys.stderr, flush=True)
     raise Unchecked("E_FLEET", f"the connection to {home.fleet} ended {SHORT_LIVES} times at once")
@@ -207,7 +213,7 @@ def _keep_scratch(home: Home) -> None:
     tempfile.tempdir = str(scratch)
 
 
-def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
+def _serve_connected(home: Home, keys: Keys, roots: bytes, ending: Ending) -> None:
     """Answer orders until the connection ends."""
     from flwr.supernode.fleet_http_connection import http_request_response
 
@@ -215,6 +221,7 @@ def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
     from federation.ledger import SiteLedger
 
     with (
+        ending.put_off(),  # while the node is activated, and deactivated
         ExitStack() as stack,
         home.client("snapshot") as client,
         SiteLedger(home.site / "ledger.db") as ledger,
@@ -232,7 +239,8 @@ def _serve_connected(home: Home, keys: Keys, roots: bytes) -> None:
         node = Node(connection, fleet, agent)
         _note_lease(home, node.id)
         print(json.dumps({"node": str(node.id)}), flush=True)
-        node.serve()
+        with ending.at_once():
+            node.serve(ending.check)
 
 
 def take_lock(home: Home) -> Any:
@@ -285,7 +293,7 @@ def _release_lease(home: Home, keys: Keys, roots: bytes) -> None:
         fleet.DeactivateNode(DeactivateNodeRequest(node_id=left))
 
 
-def _wait_admitted(home: Home, keys: Keys, roots: bytes) -> None:
+def _wait_admitted(home: Home, keys: Keys, roots: bytes, ending: Ending) -> None:
     """Wait until SuperLink takes this node: it may be away, or not have been told of it yet.
 
     flwr ends the process at the first no, so this asks before it does, and gives the lease back.
@@ -300,11 +308,11 @@ def _wait_admitted(home: Home, keys: Keys, roots: bytes) -> None:
     log, began, pause_s = SiteLog(home), time.monotonic(), FIRST_PAUSE_S
     while time.monotonic() < began + ADMITTED_S:
         try:
-            with fleet_client(home, keys, roots) as fleet:
+            with fleet_client(home, keys, roots) as fleet, ending.put_off():
                 node_id = fleet.ActivateNode(asked).node_id
                 try:
                     _note_lease(home, node_id)
-                finally:  # also when SIGTERM comes here
+                finally:
                     fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
         except httpx.HTTPError as error:
             if time.monotonic() - began > TOLD_S:
@@ -347,17 +355,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = parser.parse_args(arguments)
     if found.parent is not None:
         die_with(found.parent, signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _end)
+    ending = Ending()
+    signal.signal(signal.SIGTERM, ending.hear)
     home = Home.open(found.home)
     try:
-        serve_node(home)
+        serve_node(home, ending)
     except FedhubError as error:
         SiteLog(home).tell(error)
         return int(error.exit)
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,39 @@ from federation.home import Home
 from federation.supervisor import run_site
 run_site(Home.open(Path(sys.argv[1])), say=lambda line: print(line, file=sys.stderr, flush=True))
 """
+# A node that sends itself signals at given moments: "SIGTERM before DeactivateNode 2" is just before its second call.
+TOLD_NODE = """
+import os, signal, sys
+from pathlib import Path
+from federation.flower import node
+from federation.flower.quiet import keep_quiet
+from federation.home import Home
+keep_quiet(Home.open(Path(sys.argv[1])).site / "flower")
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+moments = [moment.split() for moment in sys.argv[2].split(", ")]
+
+def told_at(call):
+    own, calls = getattr(FleetHttpClient, call), []
+
+    def tell(place):
+        for name, *moment in moments:
+            if moment == [place, call, str(len(calls))]:
+                os.kill(os.getpid(), signal.Signals[name])
+
+    def called(self, request):
+        calls.append(request)
+        tell("before")
+        answer = own(self, request)
+        tell("after")
+        return answer
+
+    setattr(FleetHttpClient, call, called)
+
+for call in ("ActivateNode", "DeactivateNode", "PullMessages"):
+    told_at(call)
+sys.exit(node.main(["--home", sys.argv[1]]))
+"""
 SLOW = {**PARAMETERS, "epochs": 400, "batch": 4}  # about two seconds of training a round
 
 
@@ -109,7 +142,9 @@ class Play:
     def start_site(self, name: str) -> None:
         log = (self.folder / f"{name}.log").open("ab")
         command = [sys.executable, "-c", SITE, str(self.hub.labs[name].home.path)]
-        self.sites[name] = subprocess.Popen(command, stderr=log, env={**os.environ, **code_path()})
+        self.sites[name] = subprocess.Popen(
+            command, stderr=log, env={**os.environ, **code_path()}, start_new_session=True
+        )
         log.close()
 
     def wait_online(self) -> None:
@@ -257,6 +292,43 @@ def test_an_agent_that_is_told_to_end_leaves_its_node_free(play: Callable[..., P
     # At once, and not when the lease ends by itself, a minute later.
     wait_for(lambda: not any(node.online for node in one.control.list_nodes()), "the node is free", 10)
     assert not Path(f"/proc/{agent}").exists()
+
+
+def test_a_node_is_free_whenever_its_process_was_told_to_end(play: Callable[..., Play]) -> None:
+    one = play(rounds=1)
+    one.register_nodes()
+    home = one.hub.labs["lab-a"].home
+    for moments in (
+        "SIGTERM after ActivateNode 1",  # it asks first whether it is admitted, and gives that lease back
+        "SIGTERM before DeactivateNode 1",
+        "SIGTERM after ActivateNode 2",  # then it connects
+        "SIGTERM before PullMessages 1, SIGTERM before DeactivateNode 2",  # as from systemd: all of us, then again
+        "SIGINT before PullMessages 1, SIGTERM before DeactivateNode 2",  # flwr's own interrupt, when refused
+    ):
+        (home.site / "node.json").unlink(missing_ok=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", TOLD_NODE, str(home.path), moments],
+            env={**os.environ, **code_path()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == 0, (moments, ended.stderr)
+        assert not any(node.online for node in one.control.list_nodes()), moments
+
+
+def test_a_ctrl_c_ends_a_site_in_order(play: Callable[..., Play]) -> None:
+    one = play(rounds=1)
+    one.register_nodes()
+    one.start_site("lab-a")
+    wait_for(lambda: '{"node"' in (one.folder / "lab-a.log").read_text(), "agent connected")
+    (agent,) = one.children("federation.flower.node")
+    foreground = one.sites["lab-a"].pid
+    assert os.getpgid(agent) != foreground, "the agent must not be interrupted beside its supervisor"
+    os.killpg(foreground, signal.SIGINT)  # as a terminal does
+    assert one.sites["lab-a"].wait(20) == 0
+    assert not any(node.online for node in one.control.list_nodes())
 
 
 def test_a_second_agent_of_the_same_home_does_not_start(play: Callable[..., Play]) -> None:
