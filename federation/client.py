@@ -173,9 +173,18 @@ class HubClient(HubConnection):
 
     # --- models and datasets --------------------------------------------------------------------------------
 
-    def models(self, search: str | None = None) -> list[wire.Model]:
-        """The models this caller may see."""
-        return self._list("models", wire.Model, {"search": search})
+    def models(
+        self, search: str | None = None, *, asset_id: str | None = None, released: bool = False
+    ) -> list[wire.ListedModel]:
+        """The models this caller may see, without their versions: ``model`` has those.
+
+        Args:
+            search: only those with this in their names, in any case.
+            asset_id: only those with a version of this asset id.
+            released: only those with a version whose release stands.
+        """
+        asked = {"search": search, "asset_id": asset_id, "released": released or None}
+        return self._list("models", wire.ListedModel, asked)
 
     def model(self, name: str) -> wire.Model:
         """A model by ``institution/name`` with its versions."""

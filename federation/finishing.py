@@ -143,8 +143,8 @@ def check_chain(home: Home, client: "HubClient", plan: TrainingPlan, base: Manif
 
 def base_version(client: "HubClient", plan: TrainingPlan) -> "wire.ModelVersion":
     """The version that a plan starts from, as the hub names it; its asset id is the plan's word."""
-    for model in client.models():
-        for version in model.versions:
+    for listed in client.models(asset_id=plan.base):
+        for version in client.model(listed.name).versions:
             if version.asset_id == plan.base:
                 return version
     raise Rejected("E_LINK", f"the hub shows no version with the base asset {plan.base}")

@@ -248,6 +248,30 @@ class Model(Wire):
     versions: list[ModelVersion]
 
 
+class NewestVersion(Wire):
+    """The newest version of a listed model, without its files."""
+
+    version: int
+    asset_id: Digest
+    license: str | None = None
+    plan: Digest | None = None
+    released: bool = False
+    tags: list[str]
+    size: int  # bytes of its files together
+    created_at: str
+
+
+class ListedModel(Wire):
+    """A model as lists have it; its versions and their files come with the model itself."""
+
+    name: str
+    owner: Name
+    visibility: Literal["public", "gated", "private"]
+    versions: int  # how many it has
+    released: int | None = None  # the newest version whose release stands
+    newest: NewestVersion | None = None  # None: it has none yet
+
+
 class Revision(Wire):
     """A draft or version as stock clients see it, for those who sign."""
 

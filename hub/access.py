@@ -157,18 +157,25 @@ def _admits(who: Who, actor: Actor, thing: Thing) -> bool:
     owner = member and actor.institution == thing.owner
     party = owner or (member and actor.institution in thing.parties)
     coordinator = actor.by == "coordinator"
-    reader = thing.public or party or (member and (thing.members or sees_all(actor)))
-    return {
-        Who.ANYONE: True,
-        Who.MEMBER: member,
-        Who.OWNER: owner,
-        Who.PARTY: party,
-        Who.READER: reader,
-        Who.OPERATOR: member and actor.role == "operator",
-        Who.COORDINATOR: coordinator,
-        Who.OWNER_OR_COORDINATOR: owner or coordinator,
-        Who.PARTY_OR_COORDINATOR: party or coordinator,
-    }[who]
+    match who:
+        case Who.ANYONE:
+            return True
+        case Who.MEMBER:
+            return member
+        case Who.OWNER:
+            return owner
+        case Who.PARTY:
+            return party
+        case Who.READER:
+            return thing.public or party or (member and (thing.members or sees_all(actor)))
+        case Who.OPERATOR:
+            return member and actor.role == "operator"
+        case Who.COORDINATOR:
+            return coordinator
+        case Who.OWNER_OR_COORDINATOR:
+            return owner or coordinator
+        case Who.PARTY_OR_COORDINATOR:
+            return party or coordinator
 
 
 def _check_credential(rule: Rule, actor: Actor, action: str, thing: Thing) -> None:

@@ -245,6 +245,7 @@ class VersionRow(SQLModel, table=True):
     statement: str = digest()
     license: str | None = Field(default=None, max_length=128, nullable=True)
     plan: str | None = digest(default=None, nullable=True)  # whose run made it
+    size: int = moment()  # bytes of its files together
     created_at: int = moment()
 
 

@@ -5,12 +5,12 @@ sent, so an answer is never ahead of what it says. The few routes that are asked
 and read by themselves (``Database.glance``): each sync dependency would be one more change of threads.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from sqlmodel import Session
 
 from hub.access import ANONYMOUS, Actor
@@ -79,6 +79,12 @@ async def actor_in_lane(request: Request, hub: Hub, authorization: str | None) -
         return ANONYMOUS
     lanes: Lanes = request.app.state.lanes
     return await lanes.reads.do(partial(actor_of, hub, authorization))
+
+
+async def in_lists_lane(request: Request, work: Callable[[], Response]) -> Response:
+    """The answer of a list, made in one of the few threads for lists."""
+    lanes: Lanes = request.app.state.lanes
+    return await lanes.lists.do(work)
 
 
 def actor_at_once(request: Request, hub: Hub, glance: Glance) -> Actor:

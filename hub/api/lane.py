@@ -49,12 +49,14 @@ class Lanes:
         reads: a few indexed reads each. On SQLite one thread: Python runs one at a time anyway, and
             threads that wait for each other cost more than their work; on PostgreSQL a few, which wait for
             the server.
+        lists: a page of a list each, in as many threads; it takes some milliseconds, for which no read waits.
         writes: one short transaction each. On SQLite one thread: only one can write anyway.
         endings: ends of transactions, as many as there can be: none waits for another one's.
     """
 
     def __init__(self, database: Database, pool: int) -> None:
         self.reads = Lane(READS_SQLITE if database.is_sqlite else READS_POSTGRESQL)
+        self.lists = Lane(READS_SQLITE if database.is_sqlite else READS_POSTGRESQL)
         self.writes = Lane(WRITES_SQLITE if database.is_sqlite else WRITES_POSTGRESQL)
         self.endings = Lane(pool)
 

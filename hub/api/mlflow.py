@@ -118,9 +118,10 @@ def search_models(
     else:
         text = None if wanted is None else wanted[1]
         size = min(max_results, PAGE)
-        repos, following = revisions.page(
+        listed, following = revisions.page(
             hub, session, actor, "model", author=None, text=text, cursor=page_token, limit=size
         )
+        repos = [repo for repo, _head in listed]
     names = mlflow_names(session, [repo.name for repo in repos])
     found: dict[str, Any] = {"registered_models": [_model(session, repo, names[repo.name]) for repo in repos]}
     return found if following is None else {**found, "next_page_token": following}

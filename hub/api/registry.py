@@ -1,12 +1,14 @@
 """Routes of models, versions, tags, releases and data sets."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from federation import wire
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once, in_lists_lane
 from hub.api.paging import link_next
 from hub.api.problems import responses
 from hub.context import Hub
@@ -33,18 +35,17 @@ class Filters(BaseModel):
     visibility: Literal["public", "gated", "private"] | None = None
     released: bool = Field(False, description="Only models with a released version")
     tag: str | None = Field(None, max_length=128, description="A tag of one of its versions")
+    asset_id: str | None = Field(None, max_length=64, description="The asset id of one of its versions")
     cursor: str | None = Field(None, max_length=600, description="As the last answer's Link header gave it")
 
 
-@router.get("/models", response_model=list[wire.Model], responses=responses())
-def search(
-    hub: HubHere,
-    session: ReadSession,
-    actor: CurrentActor,
-    request: Request,
-    wanted: Annotated[Filters, Query()],
-) -> Response:
-    """Models that the caller may see, by name."""
+@router.get("/models", response_model=list[wire.ListedModel], responses=responses())
+async def search(hub: HubHere, request: Request, wanted: Annotated[Filters, Query()]) -> Response:
+    """Models that the caller may see, by name, without their versions and files."""
+    return await in_lists_lane(request, partial(_page, hub, request, wanted))
+
+
+def _page(hub: Hub, request: Request, wanted: Filters) -> Response:
     asked = catalogue.Wanted(
         text=wanted.search or "",
         owner=wanted.owner or "",
@@ -52,9 +53,14 @@ def search(
         visibility=wanted.visibility or "",
         released=wanted.released,
         tag=wanted.tag or "",
+        asset_id=wanted.asset_id or "",
     )
-    found, following = catalogue.texts(hub, session, actor, asked, cursor=wanted.cursor)
-    response = Response(f"[{','.join(found)}]", media_type="application/json")
+    with hub.database.glance() as glance:
+        actor = actor_at_once(request, hub, glance)
+        found, following = catalogue.page(
+            hub, glance, actor, asked, cursor=wanted.cursor, limit=hub.settings.page_size
+        )
+    response = JSONResponse(found)
     link_next(request, response, following)
     return response
 

@@ -253,10 +253,7 @@ def list_models(ctx: typer.Context, search: Annotated[str, typer.Argument()] = "
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
         found = client.models(search or None)
-    rows = []
-    for model in found:
-        newest = max(model.versions, key=lambda each: each.version, default=None)
-        rows.append((model.name, model.visibility, len(model.versions), _state(newest)))
+    rows = [(model.name, model.visibility, model.versions, _state(model.newest)) for model in found]
     return terminal.done(
         {"models": [each.model_dump() for each in found]},
         *table(("model", "visibility", "versions", "newest"), rows),
@@ -404,7 +401,7 @@ def _refuse_unsafe(folder: Path) -> int:
     return total
 
 
-def _state(version: "wire.ModelVersion | None") -> str:
+def _state(version: "wire.ModelVersion | wire.NewestVersion | None") -> str:
     if version is None:
         return "no version"
     return f"@{version.version}, " + ("released" if version.released else "not released")

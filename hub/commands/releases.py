@@ -92,7 +92,8 @@ def list_releases(ctx: typer.Context) -> Exit:
     """List the released versions."""
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
-        released = [each for model in client.models() for each in model.versions if each.released]
+        models = [client.model(listed.name) for listed in client.models(released=True)]
+    released = [each for model in models for each in model.versions if each.released]
     rows = [
         (f"{each.name}@{each.version}", short(each.asset_id), short(each.plan), each.created_at)
         for each in released

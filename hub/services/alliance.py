@@ -258,6 +258,12 @@ def institutions(session: Session, actor: Actor) -> list[wire.Institution]:
     return [told(session, row) for row in session.exec(select(InstitutionRow).order_by(InstitutionRow.name))]
 
 
+def names(session: Session, actor: Actor) -> Sequence[str]:
+    """Names of all members, in order."""
+    decide(actor, "see alliance", Thing("institutions"))
+    return session.exec(select(InstitutionRow.name).order_by(InstitutionRow.name)).all()
+
+
 def institution(session: Session, actor: Actor, name: str) -> wire.Institution:
     """One member."""
     decide(actor, "see alliance", Thing(name))

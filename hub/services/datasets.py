@@ -88,7 +88,7 @@ def shared(
             cursor=cursor,
             limit=size,
         )
-        for repo in repos:
+        for repo, _head in repos:
             if len(found) == size:
                 return found, found[-1].name
             entry = _newest(hub, session, repo)

@@ -8,7 +8,7 @@ rest is put around it. ``wire.Model`` is the form; whoever needs objects reads t
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import bindparam, select
@@ -23,7 +23,6 @@ from storage.encoding import format_time
 
 _TABLES = SQLModel.metadata.tables
 _models, _versions, _lists, _tags = (_TABLES[name] for name in ("model", "version", "file_list", "tag"))
-_LISTED = _versions.outerjoin(_lists, _lists.c.asset_id == _versions.c.asset_id)
 ONE = (
     select(_models.c.owner, _models.c.visibility, LOG_ROWS.label("log_rows"), *_versions.c, _lists.c.files)
     .select_from(
@@ -35,31 +34,13 @@ ONE = (
     .order_by(_versions.c.version)
 )
 TAGS_OF_ONE = select(_tags).where(_tags.c.name == bindparam("name"))
-MANY = (
+VERSION = (
     select(*_versions.c, _lists.c.files)
-    .select_from(_LISTED)
-    .where(_versions.c.name.in_(bindparam("names", expanding=True)))
-    .order_by(_versions.c.name, _versions.c.version)
+    .select_from(_versions.outerjoin(_lists, _lists.c.asset_id == _versions.c.asset_id))
+    .where(_versions.c.name == bindparam("name"), _versions.c.version == bindparam("number"))
 )
-TAGS_OF_MANY = select(_tags).where(_tags.c.name.in_(bindparam("names", expanding=True)))
 _text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_MODEL, _VERSIONS = TypeAdapter(wire.Model), TypeAdapter(list[wire.ModelVersion])
-
-
-class Named(Protocol):
-    """A model as far as it stands in its own row."""
-
-    @property
-    def name(self) -> str:
-        """``institution/path``."""
-
-    @property
-    def owner(self) -> str:
-        """The institution."""
-
-    @property
-    def visibility(self) -> str:
-        """``public``, ``gated`` or ``private``."""
+_MODEL, _VERSION = TypeAdapter(wire.Model), TypeAdapter(wire.ModelVersion)
 
 
 def one(source: Session | Glance, name: str) -> Sequence[Any]:
@@ -75,22 +56,13 @@ def model_text(hub: Hub, source: Session | Glance, name: str, rows: Sequence[Any
     versions = [row for row in rows if row.version is not None]
     tags = ask(source, TAGS_OF_ONE, {"name": name})
     texts = _version_texts(hub, source, versions, tags, log_rows=rows[0].log_rows)
-    return _model_text(name, rows[0].owner, rows[0].visibility, texts.get(name, []))
+    said = _text({"name": name, "owner": rows[0].owner, "visibility": rows[0].visibility})
+    return f'{said[:-1]},"versions":[{",".join(texts)}]}}'
 
 
-def models_text(hub: Hub, session: Session, models: Sequence[Named]) -> list[str]:
-    """Models as JSON, in the order given: three statements for all of them."""
-    if not models:
-        return []
-    connection, names = session.connection(), {"names": [model.name for model in models]}
-    versions, tags = connection.execute(MANY, names).all(), connection.execute(TAGS_OF_MANY, names).all()
-    texts = _version_texts(hub, session, versions, tags)
-    return [_model_text(each.name, each.owner, each.visibility, texts.get(each.name, [])) for each in models]
-
-
-def models(hub: Hub, session: Session, found: Sequence[Named]) -> list[wire.Model]:
-    """The same as objects."""
-    return [_MODEL.validate_json(text) for text in models_text(hub, session, found)]
+def model(hub: Hub, session: Session, name: str) -> wire.Model:
+    """The same as an object, of a model that is here."""
+    return _MODEL.validate_json(model_text(hub, session, name, one(session, name)))
 
 
 def file_text(files: Iterable[tuple[str, str, int, Sequence[str] | None]]) -> str:
@@ -103,11 +75,6 @@ def file_text(files: Iterable[tuple[str, str, int, Sequence[str] | None]]) -> st
     )
 
 
-def _model_text(name: str, owner: str, visibility: str, versions: Sequence[str]) -> str:
-    said = _text({"name": name, "owner": owner, "visibility": visibility})
-    return f'{said[:-1]},"versions":[{",".join(versions)}]}}'
-
-
 def _version_texts(
     hub: Hub,
     source: Session | Glance,
@@ -115,15 +82,14 @@ def _version_texts(
     tags: Sequence[Any],
     *,
     log_rows: int | None = None,
-) -> dict[str, list[str]]:
-    """The versions of each model as JSON, in the order of the rows."""
-    tagged: dict[tuple[str, int], list[str]] = defaultdict(list)
+) -> list[str]:
+    """Versions of one model as JSON, in the order of the rows."""
+    tagged: dict[int, list[str]] = defaultdict(list)
     for each in tags:
-        tagged[each.name, each.version].append(each.tag)
+        tagged[each.version].append(each.tag)
     released = releases.released(hub, source, rows, log_rows=log_rows)
-    texts: dict[str, list[str]] = defaultdict(list)
+    texts = []
     for row in rows:
-        key = row.name, row.version
         said = {
             "name": row.name,
             "version": row.version,
@@ -131,18 +97,16 @@ def _version_texts(
             "statement": row.statement,
             "license": row.license,
             "plan": row.plan,
-            "released": key in released,
-            "tags": sorted(tagged[key]) if key in tagged else [],
+            "released": (row.name, row.version) in released,
+            "tags": sorted(tagged[row.version]) if row.version in tagged else [],
             "created_at": format_time(row.created_at),
         }
-        texts[row.name].append(f'{_text(said)[:-1]},"files":{row.files or "[]"}}}')
+        texts.append(f'{_text(said)[:-1]},"files":{row.files or "[]"}}}')
     return texts
 
 
-def versions(hub: Hub, session: Session, name: str, number: int) -> list[wire.ModelVersion]:
-    """One version as the only one of a list; an empty list where it is not here."""
-    query = MANY.where(_versions.c.version == number)
-    rows = session.connection().execute(query, {"names": [name]}).all()
-    tags = session.connection().execute(TAGS_OF_ONE, {"name": name}).all()
-    texts = _version_texts(hub, session, rows, tags)
-    return _VERSIONS.validate_json(f"[{','.join(texts[name])}]")
+def version(hub: Hub, session: Session, name: str, number: int) -> wire.ModelVersion:
+    """One version that is here, also one of this transaction."""
+    rows = ask(session, VERSION, {"name": name, "number": number})
+    tags = ask(session, TAGS_OF_ONE, {"name": name})
+    return _VERSION.validate_json(_version_texts(hub, session, rows, tags)[0])

@@ -10,17 +10,16 @@ Read ``publish``, ``show``, ``search``. Files go out through ``services.pulls``.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from sqlalchemy import select as columns
-from sqlmodel import Session, SQLModel, select
+from sqlmodel import Session, select
 
 from federation import wire
 from federation.licences import check_license
 from federation.stock_names import check_unreserved
-from hub.access import Actor, Thing, decide
+from hub.access import Actor, Thing, decide, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
 from hub.glances import Glance, session_of
@@ -89,7 +88,7 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
         for tag in post.tags:
             _add_tag(hub, session, row, tag)
         session.flush()
-        return described.versions(hub, session, row.name, row.version)[0]
+        return described.version(hub, session, row.name, row.version)
 
 
 def restore(hub: Hub, session: Session, owner: str, manifest: Manifest, asset: Statement) -> None:
@@ -212,6 +211,7 @@ def _add_version(hub: Hub, session: Session, owner: str, manifest: Manifest, ass
         statement=asset.id,
         license=asset.predicate.get("license"),
         plan=asset.predicate.get("plan"),
+        size=sum(entry.size for entry in manifest.files),
         created_at=now,
     )
     session.add(row)
@@ -250,7 +250,7 @@ def tag(hub: Hub, session: Session, actor: Actor, name: str, text: str, version:
     row = _version_row(session, name, version)
     _add_tag(hub, session, row, text)
     session.flush()
-    return described.versions(hub, session, row.name, row.version)[0]
+    return described.version(hub, session, row.name, row.version)
 
 
 def _check_tag(text: str) -> None:
@@ -289,7 +289,7 @@ def set_visibility(hub: Hub, session: Session, actor: Actor, name: str, visibili
     session.add(row)
     session.flush()
     keep_visibility(hub, "model", name, visibility)
-    return described.models(hub, session, [row])[0]
+    return described.model(hub, session, name)
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -297,7 +297,8 @@ def set_visibility(hub: Hub, session: Session, actor: Actor, name: str, visibili
 
 def show(hub: Hub, session: Session, actor: Actor, name: str) -> wire.Model:
     """One model with its versions."""
-    return described.models(hub, session, [_model_row(hub, session, actor, name)])[0]
+    _model_row(hub, session, actor, name)
+    return described.model(hub, session, name)
 
 
 def show_text(hub: Hub, source: Session | Glance, actor: Actor, name: str) -> str:
@@ -310,19 +311,11 @@ def show_text(hub: Hub, source: Session | Glance, actor: Actor, name: str) -> st
     return described.model_text(hub, source, name, rows)
 
 
-def released_names(hub: Hub, session: Session, names: Collection[str]) -> set[str]:
-    """Of these models, those with a version whose release stands."""
-    table = SQLModel.metadata.tables["version"]
-    query = columns(table.c.name, table.c.version, table.c.statement).where(table.c.name.in_(names))
-    rows: Sequence[Any] = session.connection().execute(query).all()
-    return {name for name, _version in releases.released(hub, session, rows)}
-
-
 def version(hub: Hub, session: Session, actor: Actor, name: str, number: int) -> wire.ModelVersion:
     """One version of a model."""
     _model_row(hub, session, actor, name)
     _version_row(session, name, number)
-    return described.versions(hub, session, name, number)[0]
+    return described.version(hub, session, name, number)
 
 
 def manifest(hub: Hub, session: Session, actor: Actor, name: str, number: int) -> bytes:
@@ -357,7 +350,7 @@ def thing_of(
 ) -> Thing:
     """A model as ``access.decide`` takes it: a private one has those as parties who may pull a version."""
     parties = frozenset[str]()
-    if visibility == "private" and actor.institution not in (None, owner):
+    if visibility == "private" and actor.institution not in (None, owner) and not sees_all(actor):
         institution, session = str(actor.institution), session_of(source)
         if any(
             may_pull(hub, session, institution, asset_id)

@@ -13,24 +13,27 @@ Read ``find``, ``resolve``, ``readable``, ``record_version``.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
 
-from sqlmodel import Session, col, func, select
+from sqlalchemy import Select, and_
+from sqlalchemy import select as columns
+from sqlmodel import Session, SQLModel, col, select
 
-from hub.access import Actor, Thing, decide, may
+from hub.access import Actor, Thing, decide, may, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, conflict
 from hub.glances import Glance, session_of
-from hub.services.commits import Commit
+from hub.services.commits import Commit, FoundCommit
 from hub.services.pulls import Use, decide_use
 from hub.services.remembering import keep_tag
-from hub.services.visible import visible
+from hub.services.visible import named_like, visible
 from hub.tables import BranchRow, DraftTagRow, ModelRow, RevisionRow, SharedDatasetRow, TagRow
 from storage.encoding import canonical, sha256_hex
 from storage.errors import Refused, Unchecked, shown
 
 Kind = Literal["model", "dataset"]
+_TABLES = SQLModel.metadata.tables
 MAIN = "main"
 SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
@@ -61,6 +64,9 @@ class Ref:
 
     name: str
     revision: str
+
+
+Page = tuple[list[tuple[Repo, FoundCommit | None]], str | None]
 
 
 # --- repositories ---------------------------------------------------------------------------------------
@@ -133,31 +139,50 @@ def page(
     text: str | None,
     cursor: str | None,
     limit: int,
-) -> tuple[list[Repo], str | None]:
-    """Repositories that the actor may see, by name, with the cursor of the next page."""
-    table = ModelRow if kind == "model" else SharedDatasetRow
-    query = select(table).where(visible(hub, session, actor, kind))
+    log_rows: int | None = None,
+) -> Page:
+    """Repositories that the actor may see, by name, with the cursor of the next page.
+
+    Each with the commit at the end of main, a draft too; None: it has no main.
+
+    Args:
+        log_rows: as ``Ledger.evidence`` takes it.
+    """
+    table = _TABLES["model" if kind == "model" else "shared_dataset"].c
+    query = columns(table.name, table.owner, table.visibility, table.created_at).order_by(table.name)
+    query = query.where(visible(hub, session, actor, kind, log_rows=log_rows)).limit(limit + 1)
     if author:
         query = query.where(table.owner == author)
     if text:
-        query = query.where(func.lower(table.name).contains(text.lower(), autoescape=True))
-    query, found = query.order_by(col(table.name)).limit(limit + 1), list[Repo]()
+        query = query.where(named_like(hub, table.name, text))
+    found = list[tuple[Repo, FoundCommit | None]]()
     while True:
-        rows = session.exec(query if cursor is None else query.where(col(table.name) > cursor)).all()
+        asked = query if cursor is None else query.where(table.name > cursor)
+        rows = session.connection().execute(_with_heads(kind, asked)).all()
         for row in rows:
             if len(found) == limit:
-                return found, found[-1].name
-            repo = _repo(kind, cast(ModelRow | SharedDatasetRow, row))
+                return found, found[-1][0].name
+            repo = Repo(kind, *row[:4])
             if may(actor, "read repository", _thing(hub, session, actor, repo)):
-                found.append(repo)
+                found.append((repo, None if row.id is None else FoundCommit(*row[4:])))
         if len(rows) <= limit:
             return found, None
-        cursor = str(cast(ModelRow, rows[-1]).name)
+        cursor = rows[-1].name
+
+
+def _with_heads(kind: Kind, repos: Select[Any]) -> Select[Any]:
+    """A page of repositories, each with the commit at the end of main."""
+    few, branch, made = repos.subquery("few"), _TABLES["branch"], _TABLES["revision"]
+    main = and_(branch.c.kind == kind, branch.c.name == few.c.name, branch.c.branch == MAIN)
+    head = and_(made.c.kind == kind, made.c.name == few.c.name, made.c.id == branch.c.revision)
+    commit = (made.c[field.name] for field in fields(FoundCommit))
+    joined = few.outerjoin(branch, main).outerjoin(made, head)
+    return columns(*few.c, *commit).select_from(joined).order_by(few.c.name)
 
 
 def _thing(hub: Hub, source: Session | Glance, actor: Actor, repo: Repo) -> Thing:
     parties = frozenset[str]()
-    if repo.visibility == "private" and actor.institution not in (None, repo.owner):
+    if repo.visibility == "private" and actor.institution not in (None, repo.owner) and not sees_all(actor):
         session = session_of(source)
         if any(_may_use(hub, session, actor, repo, row) for row in versions(session, repo)):
             parties = frozenset({str(actor.institution)})

@@ -6,7 +6,7 @@ besides (``access.may``). Who may see a private one is known only from grants, w
 
 from typing import Any, Literal
 
-from sqlmodel import Session, col, or_, select, true
+from sqlmodel import Session, col, func, or_, select, true
 
 from hub.access import Actor, sees_all
 from hub.context import Hub
@@ -15,21 +15,40 @@ from hub.tables import ModelRow, RevisionRow, SharedDatasetRow, VersionRow
 BATCH = 500  # values of one IN list
 
 
-def visible(hub: Hub, session: Session, actor: Actor, kind: Literal["model", "dataset"]) -> Any:
-    """The condition for one kind of repository."""
+def visible(
+    hub: Hub,
+    session: Session,
+    actor: Actor,
+    kind: Literal["model", "dataset"],
+    *,
+    log_rows: int | None = None,
+) -> Any:
+    """The condition for one kind of repository.
+
+    Args:
+        log_rows: as ``Ledger.evidence`` takes it.
+    """
     table = ModelRow if kind == "model" else SharedDatasetRow
     if actor.institution is None:
         return table.visibility == "public"
     if sees_all(actor):
         return true()
     conditions = [table.visibility != "private", table.owner == actor.institution]
-    names = _granted_names(hub, session, actor.institution, kind)
+    names = _granted_names(hub, session, actor.institution, kind, log_rows)
     return or_(*conditions, col(table.name).in_(names)) if names else or_(*conditions)
 
 
-def _granted_names(hub: Hub, session: Session, institution: str, kind: str) -> set[str]:
+def named_like(hub: Hub, name: Any, text: str) -> Any:
+    """The condition that a name has this text in it, in any case.
+
+    SQLite's LIKE does not look at case; to lower each name first would take four times as long.
+    """
+    return (name if hub.database.is_sqlite else func.lower(name)).contains(text.lower(), autoescape=True)
+
+
+def _granted_names(hub: Hub, session: Session, institution: str, kind: str, log_rows: int | None) -> set[str]:
     """Names of what any grant to the institution is about."""
-    with hub.ledger.evidence(session) as evidence:
+    with hub.ledger.evidence(session, rows=log_rows) as evidence:
         granted = sorted(
             {grant.subject for grant in evidence.find("grant") if grant.says["grantee"] == institution}
         )

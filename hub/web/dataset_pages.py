@@ -49,7 +49,7 @@ def dataset_list(
         lists=lists,
         wanted=wanted,
         kept=kept,
-        owners=[member.name for member in alliance.institutions(session, actor)],
+        owners=alliance.names(session, actor),
     )
 
 

@@ -59,7 +59,7 @@ def overview(request: Request, hub: HubHere, session: ReadSession, actor: Visito
         "datasets": _count([*on_site, *shared], more_on_site or more_shared),
         "runs": _count(found, more_runs),
         "releases": str(len(released)),
-        "institutions": str(len(alliance.institutions(session, actor))),
+        "institutions": str(len(alliance.names(session, actor))),
     }
     return page(
         request,

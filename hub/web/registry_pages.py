@@ -55,7 +55,7 @@ def model_list(
         "models.html",
         models=found,
         wanted=wanted,
-        owners=[member.name for member in alliance.institutions(session, actor)],
+        owners=alliance.names(session, actor),
         more_at=f"/models?{more}" if more else "",
     )
 

@@ -71,6 +71,7 @@ def paths(models: int, each: int) -> dict[str, list[tuple[str, str, bool]]]:
         "list, released": [("GET", "/api/v1/models?released=true", True)],
         "list, licence": [("GET", "/api/v1/models?license=cc-by", True)],
         "list, tag": [("GET", "/api/v1/models?tag=stable", True)],
+        "web page of a list, search": [("GET", "/models?search=retina", True)],
     }
 
 
@@ -106,7 +107,7 @@ def cpu_s(process: int) -> float:
 
 def ask(port: int, asked: list[tuple[str, str, bool]], seconds: float) -> dict[str, float]:
     """Run the load generator once."""
-    token = f"Authorization: Bearer {TOKEN}\r\n"
+    token = f"Authorization: Bearer {TOKEN}\r\nCookie: fedhub_token={TOKEN}\r\n"  # of programs, of pages
     texts = [
         f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{token if known else ''}\r\n"
         for method, path, known in asked

@@ -206,11 +206,13 @@ def _model(
             "statement": statement,
             "created_at": NOW,
         }
-        yield VersionRow, row | {"license": LICENSES[number % len(LICENSES)], "plan": None}
-        for entry in _files(number, version):
+        files = _files(number, version)
+        row |= {"license": LICENSES[number % len(LICENSES)], "size": sum(each.size for each in files)}
+        yield VersionRow, row | {"plan": None}
+        for entry in files:
             file = {"asset_id": asset_id, "name": entry.name, "sha256": entry.sha256, "size": entry.size}
             yield VersionFileRow, file | {"parts": None}
-        text = file_text((each.name, each.sha256, each.size, each.parts) for each in _files(number, version))
+        text = file_text((each.name, each.sha256, each.size, each.parts) for each in files)
         yield FileListRow, {"asset_id": asset_id, "files": text}
         made = commit_id("model", name, parent, asset_id, statement)
         of = {"parent": parent, "asset_id": asset_id, "statement": statement, "version": version}

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlmodel import select
 
 from hub.database import Database
-from hub.tables import FileListRow, ModelRow
+from hub.tables import FileListRow, ModelRow, VersionRow
 from tests.databases import DATABASES, database_url
 
 ASSETS = {1: "1" * 64, 2: "2" * 64}
@@ -74,5 +74,7 @@ def _check(database: Database) -> None:
         assert set(rows) == set(ASSETS.values())
         assert [file["name"] for file in rows[ASSETS[1]]] == ["a/b.bin", "a.txt", "z.bin"]
         assert rows[ASSETS[1]][0] == {"name": "a/b.bin", "sha256": "d" * 64, "size": 5, "parts": ["3" * 64]}
+        sizes = session.exec(select(VersionRow.size).where(VersionRow.asset_id == ASSETS[1])).all()
+        assert sizes == [15]
         assert session.get_one(ModelRow, "owner.example/old").released
         assert not session.get_one(ModelRow, "owner.example/plain").released

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from unittest import mock
 
 import pytest
-from sqlalchemy import event, text
+from pydantic import TypeAdapter
+from sqlalchemy import delete, event, insert, text
 from sqlalchemy.engine import Engine
 
 from federation import wire
@@ -14,6 +15,7 @@ from hub.glances import Question
 from hub.services import catalogue, lookup, registry, repo_files, revisions
 from hub.services.catalogue import Wanted
 from hub.services.revisions import Repo
+from hub.tables import ModelRow, VersionRow
 from storage.errors import Refused, Unchecked
 from tests.bench.registry_rows import TOKEN, fill, name_of, owner_of
 from tests.databases import DATABASES, database_url
@@ -21,6 +23,8 @@ from tests.hubs import HubInProcess, running_hub
 
 MODELS, EACH = 40, 3
 PUBLIC, GATED, PRIVATE = 7, 1, 21  # by registry_rows' rule of visibility
+VERSIONS = VersionRow.__table__.select()  # type: ignore[attr-defined]
+VERSIONS_OF = VersionRow.__table__.c  # type: ignore[attr-defined]
 MEMBER = Actor(owner_of(50), "lab", "personal", frozenset({"read"}))
 
 
@@ -199,10 +203,10 @@ def test_a_model_as_text_is_the_model_as_an_object(hub: HubInProcess) -> None:
 
 def names(hub: HubInProcess, actor: Actor, **asked: object) -> list[str]:
     with hub.hub.database.session_scope(write=False) as session:
-        found, following = catalogue.rows(hub.hub, session, actor, Wanted(**asked), cursor=None, limit=7)  # type: ignore[arg-type]
-        listed = [row.name for row in found]
+        found, following = catalogue.page(hub.hub, session, actor, Wanted(**asked), cursor=None, limit=7)  # type: ignore[arg-type]
+        listed = [told["name"] for told in found]
         while following is not None:
-            found, following = catalogue.rows(
+            found, following = catalogue.page(
                 hub.hub,
                 session,
                 actor,
@@ -210,7 +214,7 @@ def names(hub: HubInProcess, actor: Actor, **asked: object) -> list[str]:
                 cursor=following,
                 limit=7,  # type: ignore[arg-type]
             )
-            listed += [row.name for row in found]
+            listed += [told["name"] for told in found]
     return listed
 
 
@@ -230,17 +234,79 @@ def test_lists_page_through_exactly_the_models_that_fit_and_may_be_seen(hub: Hub
     assert names(hub, MEMBER, owner=owner_of(3)) == [name_of(3)]
 
 
+@pytest.mark.parametrize("number", [GATED, PUBLIC])
+def test_a_list_says_of_a_model_what_the_model_itself_says(hub: HubInProcess, number: int) -> None:
+    with hub.http(token=TOKEN) as client:
+        answer = client.get("/api/v1/models", params={"search": name_of(number)}).content
+        model = wire.Model.model_validate_json(client.get(f"/api/v1/models/{name_of(number)}").content)
+    [listed] = TypeAdapter(list[wire.ListedModel]).validate_json(answer)
+    newest = model.versions[-1]
+    assert (listed.name, listed.owner, listed.visibility) == (model.name, model.owner, model.visibility)
+    assert (listed.versions, listed.released) == (len(model.versions), newest.version)
+    assert listed.newest == wire.NewestVersion(
+        version=newest.version,
+        asset_id=newest.asset_id,
+        license=newest.license,
+        plan=newest.plan,
+        released=newest.released,
+        tags=newest.tags,
+        size=sum(file.size for file in newest.files),
+        created_at=newest.created_at,
+    )
+
+
+def test_a_list_names_the_newest_version_whose_release_stands(hub: HubInProcess) -> None:
+    """A version after the released one, and a model with neither."""
+    opened, later, empty = hub.hub, name_of(GATED), f"{owner_of(50)}/empty"
+    with opened.database.engine.begin() as connection:
+        row = connection.execute(VERSIONS.where(VERSIONS_OF.name == later, VERSIONS_OF.version == EACH)).one()
+        added = {**row._mapping, "version": EACH + 1, "asset_id": "a" * 64, "statement": "b" * 64}
+        connection.execute(insert(VersionRow), added)
+        model = {
+            "name": empty,
+            "owner": owner_of(50),
+            "visibility": "gated",
+            "created_at": 1,
+            "released": False,
+        }
+        connection.execute(insert(ModelRow), model)
+    try:
+        with opened.database.session_scope(write=False) as session:
+            [told], _ = catalogue.find(opened, session, MEMBER, Wanted(text=later))
+            [bare], _ = catalogue.find(opened, session, MEMBER, Wanted(text=empty))
+        assert (told["versions"], told["released"]) == (EACH + 1, EACH)
+        assert (told["newest"]["version"], told["newest"]["released"]) == (EACH + 1, False)
+        assert told["newest"]["tags"] == []  # the tag is the older one's
+        assert (bare["versions"], bare["released"], bare["newest"]) == (0, None, None)
+    finally:
+        with opened.database.engine.begin() as connection:
+            connection.execute(
+                delete(VersionRow).where(VERSIONS_OF.name == later, VERSIONS_OF.version > EACH)
+            )
+            connection.execute(delete(ModelRow).where(ModelRow.__table__.c.name == empty))  # type: ignore[attr-defined]
+
+
+def test_models_are_found_by_the_asset_id_of_any_version(hub: HubInProcess) -> None:
+    with hub.hub.database.session_scope(write=False) as session:
+        versions = registry.show(hub.hub, session, MEMBER, name_of(GATED)).versions
+    for version in versions:
+        assert names(hub, MEMBER, asset_id=version.asset_id) == [name_of(GATED)]
+        assert names(hub, ANONYMOUS, asset_id=version.asset_id) == []
+    assert names(hub, MEMBER, asset_id="f" * 64) == []
+
+
 def test_a_page_costs_a_fixed_number_of_statements(hub: HubInProcess) -> None:
     with hub.http(token=TOKEN) as client:
         client.get("/api/v1/models")
         for path in (
             "/api/v1/models?search=retina",
             "/api/v1/models?tag=stable",
+            "/api/v1/models?released=true",
             "/api/models?search=retina",
         ):
             with statements(hub.hub.database.engine) as sent:
                 assert client.get(path).status_code == 200
-            assert len(sent) <= 8, (path, len(sent))
+            assert len(sent) <= 4, (path, len(sent))  # the token, the log's size, the page, older releases
 
 
 def test_a_token_without_the_scope_reads_no_gated_info(hub: HubInProcess) -> None:

@@ -1,5 +1,7 @@
 """Who is calling, and repositories: make, describe, list, settings, delete."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -8,7 +10,7 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session
 
 from hub.access import Actor
-from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once
+from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor_at_once, in_lists_lane
 from hub.api.huggingface.asking import (
     Name,
     Namespace,
@@ -25,7 +27,7 @@ from hub.glances import Glance, session_of
 from hub.services import drafts, identity, lookup, revisions
 from hub.services.commits import Commit
 from hub.services.repo_files import POINTER_BYTES, RepoFile, files_of
-from hub.services.revisions import MAIN, Kind, Repo
+from hub.services.revisions import MAIN, Kind, Page, Repo
 from hub.tables import RevisionRow
 from storage.errors import Refused
 
@@ -171,10 +173,8 @@ def _gated(visibility: str) -> str | bool:
 
 
 @router.get("/api/{kind:repokind}")
-def listing(
+async def listing(
     hub: HubHere,
-    session: ReadSession,
-    actor: CurrentActor,
     request: Request,
     kind: Kind,
     author: Annotated[str | None, Query(max_length=253)] = None,
@@ -183,16 +183,23 @@ def listing(
     cursor: Annotated[str | None, Query(max_length=600)] = None,
 ) -> Response:
     """Repositories that the caller may see, by name."""
-    found, following = revisions.page(
-        hub, session, actor, kind, author=author, text=search, cursor=cursor, limit=min(limit, PAGE)
+    page = partial(
+        revisions.page, kind=kind, author=author, text=search, cursor=cursor, limit=min(limit, PAGE)
     )
-    full = "full" in request.query_params
-    described, heads = [], lookup.heads(session, kind, [repo.name for repo in found])
-    for repo in found:
-        row: Commit | None = heads.get(repo.name)
-        if row is None or row.statement is None:  # no version at the end of main: what may the caller see?
-            row = _newest(session, actor, repo)
-        described.append(_info(repo, row, _siblings(lookup.file_names(session, repo, row)) if full else None))
+    return await in_lists_lane(request, partial(_page, hub, request, page))
+
+
+def _page(hub: Hub, request: Request, page: Callable[..., Page]) -> Response:
+    full, described = "full" in request.query_params, []
+    with hub.database.glance() as glance:
+        actor, session = actor_at_once(request, hub, glance), glance.session
+        found, following = page(hub, session, actor, log_rows=lookup.log_rows(glance))
+        for repo, head in found:
+            row: Commit | None = head
+            if row is None or (row.statement is None and not revisions.is_own(actor, repo)):
+                row = _newest(session, actor, repo)  # others' drafts are not for the caller to see
+            siblings = _siblings(lookup.file_names(glance, repo, row)) if full else None
+            described.append(_info(repo, row, siblings))
     headers = {} if following is None else {"Link": page_link(hub, request, following)}
     return JSONResponse(described, headers=headers)
 
