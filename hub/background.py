@@ -16,7 +16,7 @@ from typing import Protocol
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hub.context import Bell, Hub
-from hub.services import garbage, uploads
+from hub.services import garbage, uploads_waiting
 from hub.services.pulls import forget_capabilities
 from hub.tables import LeaseRow
 from storage.errors import FedhubError
@@ -109,7 +109,7 @@ class Housekeeper:
         """One look at what waits."""
         if not self._lease.hold():
             return
-        uploads.check_waiting(self._hub)
+        uploads_waiting.check_waiting(self._hub)
         if self._clock() >= self._tidy_at:
             self._tidy_at = self._clock() + TIDY_EVERY_S
             garbage.expire(self._hub)

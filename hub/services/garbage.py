@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlmodel import Session, col, delete, select
 
 from hub.context import Hub
-from hub.services import plain_uploads, uploads, xet_ingest
+from hub.services import plain_uploads, uploads_waiting, xet_ingest
 from hub.services.keeping import (
     ASSETS,
     BATCH,
@@ -77,7 +77,7 @@ def sweep(hub: Hub, *, now: int | None = None, dry_run: bool = False) -> Swept:
 
 def expire(hub: Hub) -> int:
     """Drop every kind of upload that nobody finished in time; returns how many."""
-    return uploads.expire(hub) + plain_uploads.expire(hub) + xet_ingest.expire(hub)
+    return uploads_waiting.expire(hub) + plain_uploads.expire(hub) + xet_ingest.expire(hub)
 
 
 def _late_uploads(hub: Hub) -> int:

@@ -19,7 +19,7 @@ from federation.plan import TrainingPlan
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
-from hub.services import events, plans, run_updates, runs, statements, uploads
+from hub.services import events, plans, run_updates, runs, statements, uploads, uploads_waiting
 from hub.services.events import Kind
 from hub.services.plans import Answer
 from hub.tables import AttemptRow, PlanRow, RoundRow, RunRow, SiteRow, StatementRow, UploadRow
@@ -334,7 +334,7 @@ def _check_stored(hub: Hub, plan_id: str, what: str, file: wire.StoredFile) -> N
     if upload is not None and upload.state == "open" and uploads.came_whole(hub, upload):
         upload = uploads.settle(hub, upload.id, checked_by="store")
     if upload is not None and upload.state == "checking":
-        upload = uploads.check_whole(hub, upload.id)
+        upload = uploads_waiting.check_whole(hub, upload.id)
     if upload is None or upload.state != "stored" or upload.size != file.size:
         state = "not announced" if upload is None else f"{upload.state}, {upload.size} bytes"
         raise conflict(

@@ -2,17 +2,15 @@
 
 Two facts are kept apart. *Where* bytes lie is a key of the store, one per upload. *What* they are is a
 ``blob`` row, written only after somebody checked the whole digest: the store, for a file that went up in
-one order; the hub, which reads a file of several parts once in the background (``check_waiting``). Two
+one order; the hub, which reads a file of several parts once in the background (``uploads_waiting``). Two
 uploads of the same bytes end as one blob. Whether a blob is there already is told only to those who may
 read it or who uploaded it.
 
-Read ``announce``, ``complete``, ``check_waiting``, ``expire``.
+Read ``announce``, ``complete``, ``settle``.
 """
 
-import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql, sqlite
@@ -27,7 +25,6 @@ from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
 from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
-from storage.ahead import read_ahead
 from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected
 from storage.manifests import PART_BYTES
@@ -326,7 +323,7 @@ def complete(hub: Hub, actor: Actor, upload_id: str) -> Upload:
         row = _owned(session, actor, upload_id)
         if row.state == "open":
             row.state = "checking"
-    hub.bell.ring()  # for ``check_waiting``
+    hub.bell.ring()  # for ``uploads_waiting``
     return answer(hub, row)
 
 
@@ -447,71 +444,3 @@ def add_blobs(hub: Hub, session: Session, rows: Iterable[UploadRow], checked_by:
     insert = sqlite.insert if hub.database.is_sqlite else postgresql.insert
     session.connection().execute(insert(BlobRow).on_conflict_do_nothing(), values)
     return held | hold_blobs(session, [row.sha256 for row in new])
-
-
-# --- background -----------------------------------------------------------------------------------------
-
-
-def check_waiting(hub: Hub) -> int:
-    """Read every upload of several parts that waits for it, once; returns how many were looked at."""
-    with hub.database.session_scope(write=False) as session:
-        waiting = session.exec(
-            select(UploadRow.id).where(UploadRow.state == "checking").order_by(col(UploadRow.created_at))
-        ).all()
-    for upload_id in waiting:
-        check_whole(hub, upload_id)
-    return len(waiting)
-
-
-def check_whole(hub: Hub, upload_id: str) -> UploadRow:
-    """Hash a joined upload from the store and settle it, or refuse it; a repeat only reads it again."""
-    with hub.database.session_scope(write=False) as session:
-        row = session.get(UploadRow, upload_id)
-        if row is None:
-            raise not_found("upload", upload_id)
-    if row.state != "checking":
-        return row
-    found, size = hashlib.sha256(), 0
-    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
-        synced = pool.submit(hub.store.sync, row.key)  # the disk writes while we read what it will hold
-        for chunk in read_ahead(hub.store.stream(row.key)):
-            found.update(chunk)
-            size += len(chunk)
-        synced.result()
-    if (found.hexdigest(), size) == (row.sha256, row.size):
-        return settle(hub, upload_id, checked_by="hub")
-    with hub.database.session_scope() as session:
-        row = session.get(UploadRow, upload_id, with_for_update=True) or row
-        row.state = "refused"
-        row.reason = (
-            f"announced were {row.size} bytes of {row.sha256}, the store holds {size} of {found.hexdigest()}"
-        )
-    hub.store.delete(row.key)
-    return row
-
-
-def expire(hub: Hub) -> int:
-    """Drop uploads that nobody finished, and refused ones; returns how many.
-
-    Their orders died long before: every order that is handed out moves the end on by hours.
-    """
-    with hub.database.session_scope(write=False) as session:
-        rows = session.exec(
-            select(UploadRow).where(
-                col(UploadRow.state).in_(("open", "refused")), UploadRow.expires_at <= hub.ledger.now()
-            )
-        ).all()
-    return sum(_expire_one(hub, row) for row in rows)
-
-
-def _expire_one(hub: Hub, row: UploadRow) -> bool:
-    """Forget an upload, then its bytes: one that is settled at this moment keeps both."""
-    with hub.database.session_scope() as session:
-        stale = session.get(UploadRow, row.id, with_for_update=True)
-        if stale is None or stale.state not in ("open", "refused") or stale.expires_at > hub.ledger.now():
-            return False
-        session.delete(stale)
-    if row.multipart is not None:
-        hub.store.abort_parts(row.key, row.multipart)
-    hub.store.delete(row.key)
-    return True

@@ -281,7 +281,7 @@ def half_sent(stock: Stock, repo: str) -> None:
 def test_an_upload_that_is_settled_as_it_expires_keeps_its_bytes(
     alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hub.services import uploads
+    from hub.services import uploads_waiting
 
     data = os.urandom(50)
     with alliance.as_(OWNER) as owner:
@@ -290,7 +290,7 @@ def test_an_upload_that_is_settled_as_it_expires_keeps_its_bytes(
         with alliance.hub.database.session_scope(write=False) as session:
             late = session.get_one(UploadRow, upload.id)
         owner.upload_complete(upload.id)  # between the sweep's look and its hand
-    assert not uploads._expire_one(alliance.hub, late)
+    assert not uploads_waiting._expire_one(alliance.hub, late)
     assert digest(data) in objects(alliance)
 
 

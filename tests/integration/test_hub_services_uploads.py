@@ -13,7 +13,7 @@ from federation.client import HubClient
 from federation.stock_names import LARGEST_BYTES
 from federation.transfer import send_file
 from hub.background import Housekeeper
-from hub.services import uploads
+from hub.services import uploads_waiting
 from hub.tables import BlobRow, UploadRow
 from storage.blobs import ORDER_BYTES, FolderStore
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
@@ -146,7 +146,7 @@ def test_file_of_parts_is_stored_once_the_hub_has_read_the_whole(
     assert put(resumed.orders[0].url, resumed.orders[0].headers, b"tail") == 200
     assert owner.upload_complete(upload.id).state == "checking"
     assert blob(alliance, sha256) is None
-    assert uploads.check_waiting(alliance.hub) == 1
+    assert uploads_waiting.check_waiting(alliance.hub) == 1
     found = blob(alliance, sha256)
     assert found is not None and found.checked_by == "hub" and found.parts == list(parts or ())
     assert owner.upload_complete(upload.id).state == "stored"
@@ -190,7 +190,7 @@ def test_crash_between_joining_the_parts_and_noting_it_is_made_good(
         "announce": lambda: owner.upload(claimed, size, parts=parts),
     }[asked]()
     assert (again.id, again.state) == (upload.id, "checking")
-    uploads.check_whole(alliance.hub, upload.id)
+    uploads_waiting.check_whole(alliance.hub, upload.id)
 
 
 def test_large_file_goes_up_with_the_products_own_client(alliance: AllianceInProcess, large: Path) -> None:
@@ -198,7 +198,7 @@ def test_large_file_goes_up_with_the_products_own_client(alliance: AllianceInPro
 
     def keep_house() -> None:
         while not done.wait(0.05):
-            uploads.check_waiting(alliance.hub)
+            uploads_waiting.check_waiting(alliance.hub)
 
     thread = threading.Thread(target=keep_house)
     thread.start()
@@ -263,7 +263,7 @@ def test_unfinished_upload_expires_and_its_parts_with_it(
         for row in session.exec(select(UploadRow).where(UploadRow.uploader == LABS[2])):
             row.expires_at = 1
             session.add(row)
-    assert uploads.expire(alliance.hub) == 2
+    assert uploads_waiting.expire(alliance.hub) == 2
     with alliance.as_(LABS[2]) as lab:
         for gone in (upload, single):
             error = refused("E_NOT_FOUND", lab.upload_orders, gone.id)

@@ -11,7 +11,7 @@ import pytest
 
 from federation.wire import Upload, UploadRequest
 from hub.access import COORDINATOR, Actor
-from hub.services import runs, uploads
+from hub.services import runs, uploads, uploads_waiting
 from storage.manifests import PART_BYTES
 from tests.alliances import OWNER
 from tests.hubs import HubInProcess, running_hub
@@ -68,7 +68,7 @@ def test_each_side_is_given_orders_and_addresses_that_it_can_use(
     assert hosts(again) == {host}
     send(again, data)
     uploads.complete(hub.hub, actor, upload.id)
-    uploads.check_waiting(hub.hub)
+    uploads_waiting.check_waiting(hub.hub)
     with hub.hub.database.session_scope(write=False) as session:
         located = runs.locate(hub.hub, session, sha256, actor)
     assert urlsplit(located.url).hostname == host
