@@ -1,11 +1,14 @@
 """``fedhub grant``: signed permissions on exact digests, which end and can be withdrawn."""
 
+import time
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal
 
 import typer
 
 from hub.commands.homes import home_of
 from hub.terminal import Command, Terminal, short, table, terminal_of
+from storage.encoding import check_institution, format_time
 from storage.errors import Exit, Rejected, Unchecked
 
 app = typer.Typer(
@@ -46,6 +49,7 @@ def issue(
         raise Unchecked("E_USAGE", f"there is no action {unknown[0]!r}", "write --action pull or evaluate")
     with home.client() as client:
         asset_id = _asset_id(client, asset)
+        client.institution(check_institution(to))  # a grant to nobody would be signed and logged all the same
         record = issue_grant(
             home, client, asset_id, to, actions, days=days, duo=duo or [], depth=depth, parent=parent
         )
@@ -64,24 +68,44 @@ def issue(
 
 @app.command("list", cls=Command)
 def list_grants(ctx: typer.Context) -> Exit:
-    """List the grants this home gave or holds."""
+    """List the grants this home gave or holds, and whether they can be used now."""
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
         found = [_described(record) for record in client.all_statements(kind="grant")]
+        revocations = list(client.all_statements(kind="revocation"))
+    revoked = {(record.issuer, _statement(record).subject) for record in revocations}
+    grants, now = {each["id"]: each for each in found}, format_time(int(time.time()))
+    for each in found:
+        each["state"] = _state(each, grants, revoked, now)
     rows = [
         (
             short(each["id"]),
+            short(each["asset"]),
             each["issuer"],
             each["grantee"],
             "+".join(each["actions"]),
             each["expires"],
+            each["state"],
             each["plan"],
         )
         for each in found
     ]
-    return terminal.done(
-        {"grants": found}, *table(("grant", "issuer", "grantee", "actions", "expires", "plan"), rows)
-    )
+    columns = ("grant", "asset", "issuer", "grantee", "actions", "expires", "state", "plan")
+    return terminal.done({"grants": found}, *table(columns, rows))
+
+
+def _state(
+    grant: dict[str, Any], grants: Mapping[str, dict[str, Any]], revoked: Container[tuple[str, str]], now: str
+) -> str:
+    """What stands against using it now: of itself, else of the grant that it delegates."""
+    if (grant["issuer"], grant["id"]) in revoked:
+        return "revoked"
+    if now < grant["notBefore"]:  # times of statements have one form: their order is that of the texts
+        return "not yet"
+    if now >= grant["expires"]:
+        return "ended"
+    parent = grants.get(grant["parent"])
+    return "valid" if parent is None else _state(parent, grants, revoked, now)
 
 
 @app.command("show", cls=Command)
@@ -120,8 +144,6 @@ def revoke(
 @app.command("verify", cls=Command)
 def verify(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID")]) -> Exit:
     """Check a grant's signature under this home's own pins, and whether it can be used now."""
-    import time
-
     from federation.deciding import read_signed
     from storage.encoding import parse_time
 
@@ -171,11 +193,15 @@ def _asset_id(client: Any, reference: str) -> str:
     return find_dataset(client, reference).asset_id
 
 
-def _described(record: Any) -> dict[str, Any]:
+def _statement(record: Any) -> Any:
     from storage.signing import open_envelope
     from storage.statements import read_statement
 
-    statement = read_statement(open_envelope(record.bundle.encode()))
+    return read_statement(open_envelope(record.bundle.encode()))
+
+
+def _described(record: Any) -> dict[str, Any]:
+    statement = _statement(record)
     said = statement.predicate
     return {
         "id": statement.id,

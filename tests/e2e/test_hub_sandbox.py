@@ -275,6 +275,7 @@ def test_a_link_in_a_push_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
             "E_USAGE",
         ),
         ("owner", ["grant", "issue", "owner.example/m@1", "--to", "Firm"], 1, "E_STATEMENT"),
+        ("owner", ["grant", "issue", "owner.example/m@1", "--to", "nobody.example"], 2, "E_NOT_FOUND"),
         ("firm", ["grant", "issue", "owner.example/m@1", "--to", "lab-a.example"], 1, None),
         ("owner", ["grant", "revoke", "0" * 64], 2, "E_NOT_FOUND"),
         ("owner", ["run", "start", "0" * 64], 2, "E_NOT_FOUND"),
@@ -373,11 +374,19 @@ def test_a_revoked_grant_pulls_nothing_more(sandbox: Sandbox, model: str, tmp_pa
     grant = sandbox.ok("owner", "grant", "issue", model, "--to", "firm.example")["grant"]
     assert sandbox.ok("firm", "grant", "verify", grant)["valid"] is True
     assert sandbox.ok("firm", "model", "pull", model, str(tmp_path / "one"))["grant"] == grant
+    assert _state_of(sandbox, grant) == "valid"
     sandbox.ok("owner", "grant", "revoke", grant)
+    assert _state_of(sandbox, grant) == "revoked"
     error = sandbox.refused("firm", "model", "pull", model, str(tmp_path / "two"), code=1)
     assert error["code"] in ("E_REVOKED", "E_GRANT_MISSING")
     assert sandbox.refused("firm", "grant", "verify", grant, code=1)["code"] == "E_REVOKED"
     assert not (tmp_path / "two").exists()
+
+
+def _state_of(sandbox: Sandbox, grant: str) -> str:
+    """As the list of its holder has it."""
+    listed = sandbox.ok("firm", "grant", "list")["grants"]
+    return next(str(each["state"]) for each in listed if each["id"] == grant)
 
 
 def test_a_personal_token_makes_a_home_that_pulls_and_never_signs(
