@@ -32,7 +32,7 @@ test: setup ## The tests (under 10 minutes; no service needed)
 	$(PYTEST) -m "not engines and not slow and not fault and not compose" -n $(WORKERS) --dist loadfile
 
 test-engines: setup ## What make test runs on SQLite and a folder, and only that, on PostgreSQL and a real S3 server
-	$(BIN)/python -m tests.servers $(PYTEST) tests/integration tests/fuzz -m "engines and not fault" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m tests.servers $(PYTEST) tests/integration tests/fuzz tests/e2e -m "engines and not fault" -n $(WORKERS) --dist loadfile
 
 test-slow: setup ## Tests that take real processes for a minute or more
 	$(PYTEST) -m "slow and not engines and not fault" -n 2 --dist loadfile

@@ -24,7 +24,7 @@ from federation import wire
 from federation.signing_drafts import share_draft, sign_draft
 from hub.api.app import create_download_app
 from storage.errors import Refused
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance
 from tests.servers import free_port
 from tests.stock_environments import HUB_CLIENTS, python_of
 
@@ -184,8 +184,8 @@ def serving(app: Any, port: int) -> Iterator[None]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+@pytest.fixture(scope="module", params=ENGINES)
+def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Live]:
     folder, port, downloads = tmp_path_factory.mktemp("live"), free_port(), free_port()
     endpoint = f"http://127.0.0.1:{port}"
     origin = Origin(f"http://127.0.0.1:{downloads}")
@@ -195,7 +195,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         "download_url": f"http://127.0.0.1:{origin.server_port}",
     }
     given |= {"port": port, "download_port": downloads, "plain_part_bytes": 5 << 20}
-    with open_alliance(folder / "hub", **given) as alliance:
+    with open_alliance(folder / "hub", request.param, **given) as alliance:
         counted = Counted(alliance.app)
         with (
             serving(counted, port),

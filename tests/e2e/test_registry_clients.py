@@ -17,7 +17,7 @@ from storage.encoding import sha256_hex
 from storage.manifests import build_manifest, check_oms
 from storage.signing import check_signature, open_envelope
 from storage.statements import read_statement
-from tests.alliances import FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
+from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
 from tests.live_hubs import Watched, serving
 from tests.servers import free_port
 from tests.stock_environments import oras_program, python_of
@@ -98,13 +98,13 @@ class Live:
         return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+@pytest.fixture(scope="module", params=ENGINES)
+def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Live]:
     folder, port, downloads = tmp_path_factory.mktemp("live"), free_port(), free_port()
     address = f"localhost:{port}"
     given: dict[str, Any] = {"public_url": f"http://{address}", "port": port}
     given |= {"download_url": f"http://127.0.0.1:{downloads}", "download_port": downloads}
-    with open_alliance(folder / "hub", **given) as alliance:
+    with open_alliance(folder / "hub", request.param, **given) as alliance:
         origin = Watched(create_download_app(alliance.settings, hub=alliance.hub))
         with serving(alliance.app, port), serving(origin, downloads):
             live = Live(alliance, address, origin, folder)
