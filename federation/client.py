@@ -242,13 +242,15 @@ class HubClient(HubConnection):
         """One data set by its asset id."""
         return self._get(f"datasets/{_part(asset_id)}", wire.Dataset)
 
-    def pull(self, asset_id: str, duo: Sequence[str] = ()) -> wire.Pull:
+    def pull(self, asset_id: str, duo: Sequence[str] = (), *, grant: str | None = None) -> wire.Pull:
         """Addresses of a version's files, decided by grant; the hub logs a receipt when one is used.
 
         Args:
             duo: terms (``DUO:nnnnnnn``) that the puller accepts for this use.
+            grant: the first 8 digits or more of the id of the grant to lean on; None: the hub finds one.
         """
-        return self._post("pulls", wire.PullRequest(asset_id=asset_id, duo=sorted(duo)), wire.Pull)
+        asked = wire.PullRequest(asset_id=asset_id, duo=sorted(duo), grant=grant)
+        return self._post("pulls", asked, wire.Pull)
 
     # --- plans and runs -------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ one of the same version to the same target.
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from federation.client import HubClient
     from storage.verify import Report
 
-SHORT_ID = 8  # digits of an id that are enough to name a grant
+LISTED = "fedhub grant list shows the grants that are valid now"
+_GRANT_ID = re.compile("[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,13 @@ def pull_checked(
 
     What an earlier call left in ``place`` is not fetched again; it is checked with the rest.
     """
-    pull = client.pull(version.asset_id, duo)
-    if grant is not None and not (len(grant) >= SHORT_ID and (pull.grant or "").startswith(grant)):
+    if grant is not None and not _GRANT_ID.fullmatch(grant):
+        message = f"{shown(grant)} is not how the id of a grant begins: at least 8 hex digits"
+        raise Refused("E_GRANT_MISSING", message, LISTED)
+    pull = client.pull(version.asset_id, duo, grant=grant)
+    if grant is not None and not (pull.grant or "").startswith(grant):
         message = f"the hub leaned on grant {pull.grant or 'none'}, not on {shown(grant)}"
-        raise Refused("E_GRANT_MISSING", message, "fedhub grant list shows the grants that are valid now")
+        raise Refused("E_GRANT_MISSING", message, LISTED)
     pack, files = place / "pack", place / "files"
     shutil.rmtree(pack, ignore_errors=True)
     fetch_pack(home, client, version.asset_id, pack)

@@ -336,6 +336,7 @@ class Dataset(Wire):
 class PullRequest(Wire):
     asset_id: Digest
     duo: list[str] = Field(default_factory=list)
+    grant: str | None = Field(None, pattern="^[0-9a-f]{8,64}$")  # how the id of the one to lean on begins
 
 
 class PullFile(ModelFile):

@@ -272,7 +272,7 @@ _RULES: dict[str, _Rule] = {
 
 
 def check_pull(
-    evidence: Evidence, *, grantee: str, asset_id: str, name: str, duo: list[str], now: int
+    evidence: Evidence, *, grantee: str, asset_id: str, name: str, duo: list[str], now: int, named: str = ""
 ) -> str | None:
     """The id of the grant under which ``grantee`` may pull an asset now; None when the asset is its own.
 
@@ -280,6 +280,7 @@ def check_pull(
         name: the asset's name as the hub serves it.
         duo: terms that the grantee accepts for this use.
         now: seconds since 1970.
+        named: how the id of the grant to lean on begins; no other is looked at.
     Raises:
         Rejected: why the newest of its grants does not allow it (V11, V13); ``E_GRANT_MISSING`` without any.
     """
@@ -289,6 +290,8 @@ def check_pull(
     for grant in reversed(evidence.find("grant", subject=asset_id)):
         if grant.says["grantee"] != grantee or "pull" not in grant.says["actions"]:
             continue
+        if not grant.id.startswith(named):
+            continue
         use = Use(grant.id, grantee, "pull", asset_id, name, tuple(duo))
         try:
             check_use_now(evidence, use, now=now)
@@ -296,4 +299,5 @@ def check_pull(
             refused = refused or error
             continue
         return grant.id
-    raise refused or Rejected("E_GRANT_MISSING", f"{grantee} holds no grant to pull {name} ({asset_id[:12]})")
+    such = f"no grant {named}" if named else "no grant"
+    raise refused or Rejected("E_GRANT_MISSING", f"{grantee} holds {such} to pull {name} ({asset_id[:12]})")

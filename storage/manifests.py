@@ -220,7 +220,7 @@ def hash_file(path: Path, stop: threading.Event | None = None) -> tuple[str, int
         stop: once set, by another thread, the file is given up.
     Raises:
         Rejected: ``E_PATH`` (V12); it is a link or no regular file.
-        Unchecked: ``E_INPUT``; it cannot be read, or its size changes while it is read. ``E_STOPPED``.
+        Unchecked: ``E_INPUT``; it cannot be read, or its size changes while it is read. ``E_INTERRUPTED``.
     """
     try:
         with open(path, "rb", buffering=0, opener=_open_no_link) as file:
@@ -260,7 +260,7 @@ def _hash_whole(file: io.RawIOBase, stop: threading.Event) -> tuple[str, int, No
 
 def _read_unless(stop: threading.Event, file: io.RawIOBase, buffer: memoryview) -> int:
     if stop.is_set():
-        raise Unchecked("E_STOPPED", "nobody waits for these digests any more")
+        raise Unchecked("E_INTERRUPTED", "nobody waits for these digests any more")
     return file.readinto(buffer) or 0
 
 

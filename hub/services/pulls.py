@@ -79,9 +79,15 @@ def decide_use(
     institution: str | None,
     duo: Sequence[str] = (),
     *,
+    grant: str | None = None,
     log_rows: int | None = None,
 ) -> str | None:
-    """As ``decide_pull``, for a version of any kind; ``institution`` None: somebody unknown."""
+    """As ``decide_pull``, for a version of any kind.
+
+    Args:
+        institution: who wants to read; None: somebody unknown.
+        grant: how the id of the grant to lean on begins; None: any.
+    """
     if use.owner == institution:
         return None
     try:
@@ -96,6 +102,7 @@ def decide_use(
                 name=use.name,
                 duo=list(duo),
                 now=hub.ledger.now(),
+                named=grant or "",
             )
     except Rejected as error:
         hint = error.hint or GATED_HINT.format(
@@ -124,7 +131,7 @@ def pull(hub: Hub, session: Session, actor: Actor, request: PullRequest) -> Pull
     institution = actor.institution or ""
     version = _use(hub, session, request.asset_id)
     try:
-        grant = decide_use(hub, session, version, institution, request.duo)
+        grant = decide_use(hub, session, version, institution, request.duo, grant=request.grant)
     except Refused:
         if version.visibility == "private":
             raise not_found("asset", request.asset_id) from None
@@ -272,7 +279,7 @@ def small_files(hub: Hub, session: Session, capability: str, number: int) -> lis
 
 
 def _decide_again(hub: Hub, session: Session, capability: str) -> Use:
-    """The version that a capability is for, if its bearer may still pull it."""
+    """The version of a capability, if its bearer may still pull it under the grant of its receipt."""
     row = session.get(CapabilityRow, sha256_hex(capability.encode()))
     if row is None or row.expires_at <= hub.ledger.now():
         raise Refused(
@@ -282,7 +289,7 @@ def _decide_again(hub: Hub, session: Session, capability: str) -> Use:
     if member is None or member.state != "approved":
         raise Refused("E_ACCESS", f"{row.institution} is no approved member", "Ask the operator.")
     version = _use(hub, session, row.asset_id)
-    decide_use(hub, session, version, row.institution, row.duo)
+    decide_use(hub, session, version, row.institution, row.duo, grant=row.grant)
     return version
 
 

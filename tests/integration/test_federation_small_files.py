@@ -122,7 +122,7 @@ def test_a_push_that_is_refused_hashes_no_further(
     def read_entries(folder: Path, stop: Event) -> Iterator[FileEntry]:
         yield entry("a.bin", (folder / "a.bin").read_bytes())
         ended.append(stop.wait(30))  # a file that takes long
-        raise Unchecked("E_STOPPED", "")
+        raise Unchecked("E_INTERRUPTED", "")
 
     monkeypatch.setattr(publishing, "read_entries", read_entries)
 

@@ -166,6 +166,27 @@ def test_revoked_grant_ends_a_download_that_is_going_on(
         refused("E_REVOKED", firm.pull, version.asset_id)
 
 
+def test_who_holds_several_grants_leans_on_the_one_it_names_to_the_end(
+    alliance: AllianceInProcess, version: wire.ModelVersion
+) -> None:
+    older, newer = (alliance.grant_pull(version.asset_id) for _ in range(2))
+    with alliance.as_(FIRM) as firm:
+        assert firm.pull(version.asset_id).grant == newer
+        pulled = firm.pull(version.asset_id, grant=older[:12])
+        assert pulled.grant == older
+        refused("E_GRANT_MISSING", firm.pull, version.asset_id, grant="0" * 8)
+    assert [each["predicate"]["grant"] for each in receipts(alliance, version.asset_id)] == [newer, older]
+    assert download(alliance, pulled.files[0]).status_code == 307
+    said = {"target": "statement", "reason": "withdrawn"}
+    alliance.say(OWNER, "revocation", [("grant.sigstore.json", older)], said)
+    assert (
+        download(alliance, pulled.files[0]).json()["code"] == "E_REVOKED"
+    )  # the other has no receipt for this
+    with alliance.as_(FIRM) as firm:
+        refused("E_REVOKED", firm.pull, version.asset_id, grant=older)
+        assert firm.pull(version.asset_id).grant == newer
+
+
 def test_withdrawn_version_is_not_pulled_even_when_it_is_public(
     alliance: AllianceInProcess, version: wire.ModelVersion
 ) -> None:

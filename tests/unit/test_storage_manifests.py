@@ -289,7 +289,7 @@ def test_file_that_nobody_waits_for_is_given_up(tmp_path: Path, small_parts: int
     stop = threading.Event()
     entries = read_entries(tmp_path, stop)
     stop.set()
-    with pytest.raises(Unchecked, match="E_STOPPED"):
+    with pytest.raises(Unchecked, match="E_INTERRUPTED"):
         next(entries)
 
 
