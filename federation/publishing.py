@@ -52,7 +52,8 @@ def push_version(
 ) -> "wire.ModelVersion":
     """Make the files of ``folder`` the next version of ``name``, signed with the targets key.
 
-    A folder whose files are the newest version already is that version: nothing is signed again.
+    A folder whose files are the newest version already is that version: it gets the tags that it lacks, and
+    nothing is signed again.
 
     Args:
         name: ``<institution>/<path>`` in the home's own namespace.
@@ -61,7 +62,8 @@ def push_version(
         moved: told how many bytes went up, as they go.
     Raises:
         Rejected: a file name or a symlink (E_PATH); the hub refuses pickles (E_UNSAFE_FORMAT).
-        Refused: the name is in another institution's namespace (E_ISSUER).
+        Refused: the name is in another institution's namespace (E_ISSUER); these very files were signed with
+            another licence (E_LICENSE).
     """
     check_namespace(home, name)
     license_id = check_license(license_id) if license_id else None
@@ -70,7 +72,7 @@ def push_version(
     there = {file.sha256 for file in newest.files} if newest else set()
     manifest = compose_manifest(name, _send_files(client, folder, there, moved))
     if newest is not None and newest.asset_id == manifest.asset_id:
-        return newest
+        return _as_asked(client, newest, license_id, tags)
     return post_version(
         home,
         client,
@@ -81,6 +83,23 @@ def push_version(
         plan=plan,
         provenance=provenance,
     )
+
+
+def _as_asked(
+    client: "HubClient", version: "wire.ModelVersion", license_id: str | None, tags: Sequence[str]
+) -> "wire.ModelVersion":
+    """A version that is there already, with the tags that are asked for."""
+    if license_id is not None and version.license != license_id:
+        raise Refused(
+            "E_LICENSE",
+            f"{version.name}@{version.version} has these very files and was signed with "
+            f"{version.license or 'no licence'}, not {license_id}",
+            "a licence is signed with a version: change a file, such as the card, and push again",
+        )
+    for tag in tags:
+        if tag not in version.tags:
+            version = client.tag(version.name, tag, version.version)
+    return version
 
 
 def _send_files(

@@ -1,6 +1,5 @@
 """``fedhub model``: push signed versions, pull them verified."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,11 +7,10 @@ import typer
 
 from hub.commands.homes import home_of
 from hub.terminal import Command, Terminal, short, table, terminal_of
-from storage.errors import Exit, Refused, Unchecked
+from storage.errors import Exit, Unchecked
 
 if TYPE_CHECKING:
     from federation import wire
-    from federation.client import HubClient
     from federation.pulling import Pulled
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Models and their signed versions.")
@@ -72,32 +70,12 @@ def push(
     home = home_of(terminal)
     with home.client() as client, terminal.progress("push", total) as moved:
         version = push_version(home, client, folder, name, license_id=license_id, tags=tag or [], moved=moved)
-        version = _as_asked(client, version, license_id, tag or [])
     return terminal.done(
         version.model_dump(),
         f"{version.name}@{version.version} is signed and logged; asset id {version.asset_id}",
         *([f"Tags: {', '.join(version.tags)}"] if version.tags else []),
         f"Next: a plan, or: fedhub grant issue {version.name}@{version.version} --to FIRM --action pull",
     )
-
-
-def _as_asked(
-    client: "HubClient", version: "wire.ModelVersion", license_id: str | None, tags: Sequence[str]
-) -> "wire.ModelVersion":
-    """The version with the tags and the licence that were asked for, also where it was there already."""
-    from federation.licences import check_license
-
-    if license_id is not None and version.license != check_license(license_id):
-        raise Refused(
-            "E_LICENSE",
-            f"{version.name}@{version.version} has these very files and was signed with "
-            f"{version.license or 'no licence'}, not {license_id}",
-            "a licence is signed with a version: change a file, such as the card, and push again",
-        )
-    for tag in tags:
-        if tag not in version.tags:
-            version = client.tag(version.name, tag, version.version)
-    return version
 
 
 @app.command("pull", cls=Command)
@@ -384,9 +362,9 @@ def _refuse_unsafe(folder: Path) -> int:
     from federation.stock_names import check_unreserved
     from hub.services.formats import check_content
 
-    check_unreserved(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
-    total = 0
-    for path in sorted(folder.rglob("*")):
+    total, paths = 0, sorted(folder.rglob("*"))
+    check_unreserved(path.relative_to(folder).as_posix() for path in paths)
+    for path in paths:
         if path.is_symlink() or not path.is_file():
             continue  # the manifest refuses what is no regular file, with the better message
         with path.open("rb") as file:
