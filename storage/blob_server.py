@@ -78,6 +78,11 @@ class BlobServer(socketserver.ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Visit)
 
+    def server_close(self) -> None:
+        """Stop listening; nothing is brought to the disk any more."""
+        self.later.close()
+        super().server_close()
+
     @property
     def url(self) -> str:
         """Where it listens."""
@@ -101,20 +106,27 @@ class BlobServer(socketserver.ThreadingTCPServer):
 
 
 class LaterSync:
-    """Brings objects to the disk in a thread of its own, some time after they have come."""
+    """Brings objects to the disk in a thread of its own, some time after they have come, until closed."""
 
     def __init__(self, store: FolderStore) -> None:
         self._store = store
-        self._waiting: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
         threading.Thread(target=self._run, name="sync", daemon=True).start()
 
     def add(self, key: str) -> None:
         self._waiting.put((time.monotonic() + SYNC_AFTER_S, key))
 
+    def close(self) -> None:
+        """What still waits is left to the system, as all of it is when the process is killed."""
+        self._closed.set()
+        self._waiting.put(None)
+
     def _run(self) -> None:
-        while True:
-            due, key = self._waiting.get()
-            time.sleep(max(0.0, due - time.monotonic()))
+        while entry := self._waiting.get():
+            due, key = entry
+            if self._closed.wait(max(0.0, due - time.monotonic())):
+                return
             try:
                 self._store.sync(key)
             except Unchecked:  # deleted meanwhile

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -271,23 +272,43 @@ def test_full_disk_is_said_and_leaves_nothing(
     assert not list((store.path("x").parent / ".incoming").iterdir())
 
 
-def test_object_is_on_the_disk_some_time_after_it_has_come_unless_it_is_gone(
+def test_object_is_brought_to_the_disk_after_the_answer_unless_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(storage.blob_server, "SYNC_AFTER_S", 0.3)
-    monkeypatch.setattr(storage.blobs, "sync_file", lambda stream: synced.put(Path(stream.name).name))
+    disk_has_time = threading.Event()
+
+    def sync(stream: BinaryIO) -> None:
+        disk_has_time.wait(timeout=60)
+        synced.put(Path(stream.name).name)
+
+    monkeypatch.setattr(storage.blob_server, "SYNC_AFTER_S", 0)
+    monkeypatch.setattr(storage.blobs, "sync_file", sync)
     with BlobServer(tmp_path, "127.0.0.1", 0, SECRET) as server:
         store = FolderStore(tmp_path, server.url, SECRET)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        for key in ("gone", "kept"):
+        for key in ("first", "gone", "kept"):
             talk(server, head_of(store.order(key, SHA, len(DATA)), len(DATA), "Connection: close\r\n") + DATA)
         assert synced.empty()
         store.delete("gone")
-        assert synced.get(timeout=10) == "kept"
+        disk_has_time.set()
+        assert [synced.get(timeout=60), synced.get(timeout=60)] == ["first", "kept"]
         server.shutdown()
         thread.join()
+
+
+def test_closed_server_brings_nothing_more_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(storage.blob_server, "SYNC_AFTER_S", 0.5)
+    monkeypatch.setattr(storage.blobs, "sync_file", lambda stream: synced.put(stream.name))
+    with BlobServer(tmp_path, "127.0.0.1", 0, SECRET) as server:
+        server.store.path("late").write_bytes(b"x")
+        server.later.add("late")
+    with pytest.raises(queue.Empty):
+        synced.get(timeout=1)
 
 
 def test_file_left_by_a_crash_is_swept_at_the_next_start_and_a_fresh_one_is_not(tmp_path: Path) -> None:
