@@ -26,7 +26,7 @@ def read_or_refused(raw: bytes) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_bundle_with_bytes_changed_is_refused_or_holds_the_same_files(data: st.DataObject) -> None:
     raw = bytearray(GOOD)
@@ -36,7 +36,7 @@ def test_a_bundle_with_bytes_changed_is_refused_or_holds_the_same_files(data: st
         assert {each.name: each.data for each in read_bundle(bytes(raw)).files} == FILES
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=400), st.integers(0, len(GOOD)), st.integers(0, len(GOOD)))
 def test_cut_joined_and_random_bytes_are_refused_by_name(noise: bytes, start: int, end: int) -> None:
     for raw in (noise, GOOD[:start], GOOD[start:end] + noise, noise + GOOD, GOOD + noise):
@@ -46,7 +46,7 @@ def test_cut_joined_and_random_bytes_are_refused_by_name(noise: bytes, start: in
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(NAMES, st.binary(max_size=40), max_size=4))
 def test_whatever_reads_is_unpacked_below_its_folder(files: dict[str, bytes]) -> None:
     import tempfile

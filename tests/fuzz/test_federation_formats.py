@@ -78,7 +78,7 @@ def valid_tensors() -> bytes:
         return Path(folder, "w").read_bytes()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200) | edited(valid_tensors()))
 def test_bytes_that_are_no_tensors_raise_only_our_errors(raw: bytes) -> None:
     read_file(raw, read_tensors)
@@ -94,7 +94,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.text(max_size=4), entries | json_values, max_size=3), st.binary(max_size=40))
 def test_headers_that_lie_raise_only_our_errors(header: dict[str, object], data: bytes) -> None:
     text = json.dumps(header).encode("utf-8", "replace")
@@ -103,7 +103,7 @@ def test_headers_that_lie_raise_only_our_errors(header: dict[str, object], data:
 
 @pytest.mark.parametrize("reader", [read_config, read_model_config])
 def test_bytes_that_are_no_config_raise_only_our_errors(reader: Callable[[bytes], object]) -> None:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.binary(max_size=60) | edited(CONFIG) | json_values.map(lambda value: json.dumps(value).encode())
     )
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_config_raise_only_our_errors(reader: Callable[[bytes]
     check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(json.loads(CONFIG))), json_values)
 def test_any_value_in_any_field_is_read_or_named(field: str, value: object) -> None:
     config = {**json.loads(CONFIG), field: value}
@@ -130,7 +130,7 @@ def test_any_value_in_any_field_is_read_or_named(field: str, value: object) -> N
         assert error.code in ("E_CONFIG", "E_LIMIT") and len(str(error)) < 2000
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=80) | edited(b"label,p00,p01\n1,2,3\n0,4.5,-1e3\n"))
 def test_bytes_that_are_no_rows_raise_only_our_errors(raw: bytes) -> None:
     read_file(raw, lambda path: read_rows(path, ("p00", "p01"), 2))

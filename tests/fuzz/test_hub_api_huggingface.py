@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub.api.huggingface.uploads import LINE_BYTES
@@ -20,7 +20,7 @@ from tests.xet_bytes import chunk, shard, xorb
 
 REPO = f"{OWNER}/fuzzed"
 DATA = bytes(range(200))
-SLOWLY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOWLY = settings(max_examples=25)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -226,7 +226,7 @@ RANGES = st.text("bytes=-, 0123456789", max_size=24) | st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=RANGES | st.sampled_from(["bytes=0-" + "9" * 400, "bytes=-0", "bytes=5-2", "bytes=0-1,3-4"]))
 def test_a_range_is_a_slice_of_the_file_or_none(owner: Stock, text: str) -> None:
     commit = _head(owner)

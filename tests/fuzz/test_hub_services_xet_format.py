@@ -68,7 +68,7 @@ def _chunks(raw: bytes) -> list[bytes]:
         return []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(XORBS)
 def test_a_xorb_is_read_within_its_limits_or_refused(raw: bytes) -> None:
     found = _chunks(raw)
@@ -76,7 +76,7 @@ def test_a_xorb_is_read_within_its_limits_or_refused(raw: bytes) -> None:
     assert all(len(one) <= CHUNK_BYTES for one in found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SHARDS)
 def test_a_shard_is_read_or_refused(raw: bytes) -> None:
     found: list[ShardFile] = []

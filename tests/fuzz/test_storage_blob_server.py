@@ -35,7 +35,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         thread.join()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=RANGES)
 def test_a_range_is_a_slice_of_the_object_or_none(ask: Ask, text: str) -> None:
     answer = ask(text)

@@ -26,7 +26,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=20), max_size=20).map(b"".join))
 def test_head_is_read_or_refused(raw: bytes) -> None:
     ours, theirs = socket.socketpair()

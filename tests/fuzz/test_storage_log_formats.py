@@ -48,7 +48,7 @@ def altered(whole: bytes) -> st.SearchStrategy[bytes]:
     return st.tuples(spots, put).map(lambda draw: whole[: draw[0][0]] + draw[1] + whole[sum(draw[0]) :])
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(altered(GOOD) | st.binary(max_size=300))
 def test_note_that_still_parses_says_what_it_said_or_loses_its_signature(raw: bytes) -> None:
     try:
@@ -60,7 +60,7 @@ def test_note_that_still_parses_says_what_it_said_or_loses_its_signature(raw: by
         assert (checkpoint.origin, checkpoint.size, checkpoint.root) == ("hub.example", 5, EMPTY_ROOT)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(altered(PROOF) | st.binary(max_size=300))
 def test_proof_that_parses_is_written_back_as_it_was(raw: bytes) -> None:
     try:
@@ -73,7 +73,7 @@ def test_proof_that_parses_is_written_back_as_it_was(raw: bytes) -> None:
 POLICY = f"log {KEY.vkey}\nwitness w {LogKey.generate('w.example', 4).vkey}\ngroup g any w\nquorum g\n"
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(altered(POLICY.encode()).map(lambda raw: raw.decode(errors="replace")) | st.text(max_size=200))
 def test_policy_is_read_or_refused_as_the_readers_own_fault(text: str) -> None:
     with contextlib.suppress(Unchecked):

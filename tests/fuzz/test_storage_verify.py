@@ -94,7 +94,7 @@ def bent_bundle(data: st.DataObject, story: Story) -> tuple[str, bytes] | None:
     return None if open_envelope(raw).id in a.logged else (victim.id, raw)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), instead=st.booleans())
 def test_a_bent_statement_in_a_pack_ends_in_a_report(
     told: Story, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, instead: bool
@@ -114,7 +114,7 @@ def test_a_bent_statement_in_a_pack_ends_in_a_report(
     assert report.ok or report.steps[-1].code == report.error.code  # type: ignore[union-attr]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_bent_statement_that_is_posted_is_admitted_or_refused(told: Story, data: st.DataObject) -> None:
     bent = bent_bundle(data, told)

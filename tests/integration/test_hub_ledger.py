@@ -385,9 +385,8 @@ def test_writers_do_not_wait_for_a_slow_store(hub: HubInProcess, lab: Home) -> N
     thread = threading.Thread(target=hub.hub.ledger.publish)
     thread.start()
     assert entered.wait(10)
-    began = time.monotonic()
     add(hub.hub.ledger, hub.hub.database, dataset(lab, "meanwhile"))
-    assert time.monotonic() - began < 10
+    assert thread.is_alive()  # the store has not answered yet
     go.set()
     thread.join()
     hub.hub.ledger._store = store

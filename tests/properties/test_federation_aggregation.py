@@ -22,7 +22,7 @@ def same_length(sites: int) -> st.SearchStrategy[list[list[float]]]:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(same_length(3), st.lists(st.integers(1, 1 << 40), min_size=3, max_size=3))
 def test_fedavg_is_the_weighted_mean_and_repeats_to_the_byte(
     values: list[list[float]], weights: list[int]
@@ -45,7 +45,7 @@ def test_fedavg_is_the_weighted_mean_and_repeats_to_the_byte(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * (1 + largest))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(floats, min_size=5, max_size=5), st.permutations(range(5)))
 def test_robust_merges_do_not_depend_on_the_order_of_sites(values: list[float], order: list[int]) -> None:
     deltas = [np.array([value], np.float32) for value in values]
@@ -55,14 +55,14 @@ def test_robust_merges_do_not_depend_on_the_order_of_sites(values: list[float], 
         assert merge(deltas, [1] * 5).tobytes() == shuffled.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(floats, min_size=3, max_size=7))
 def test_the_median_is_numpys(values: list[float]) -> None:
     merged = Median()([np.array([value], np.float32) for value in values], [1] * len(values))
     np.testing.assert_allclose(merged[0], np.median(np.array(values, np.float32)), rtol=1e-6, atol=1e-38)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=5, unique=True))
 def test_krum_picks_no_site_that_is_far_from_all_others(values: list[float]) -> None:
     points = [*values[:4], max(values) + 1e5]
@@ -71,7 +71,7 @@ def test_krum_picks_no_site_that_is_far_from_all_others(values: list[float]) -> 
         assert 4 not in Krum(1, count)(distances)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=5, max_size=5))
 def test_krum_picks_the_same_updates_in_any_order_of_sites(points: list[tuple[float, float]]) -> None:
     def picked(order: tuple[int, ...]) -> float:

@@ -19,7 +19,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.integers(1, 4), st.booleans(), st.lists(events, max_size=14))
 def test_a_round_keeps_its_promises_whatever_happens(quorum: int, stop: bool, happened: list[Event]) -> None:
     state = open_round(1, "in", SITES, quorum=quorum, deadline=100.0, stop_on_bad=stop)

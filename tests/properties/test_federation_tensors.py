@@ -31,7 +31,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(names, arrays(), max_size=5), st.integers(1, 7))
 def test_tensors_come_back_bit_for_bit_in_any_pieces(tensors: dict[str, Any], piece: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def test_tensors_come_back_bit_for_bit_in_any_pieces(tensors: dict[str, Any], pi
                 assert file.array(name).shape == array.shape
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z.]{0,8}", fullmatch=True), arrays(), min_size=1, max_size=5))
 def test_the_stock_writer_writes_the_same_bytes(tensors: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

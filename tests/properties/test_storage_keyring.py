@@ -33,7 +33,7 @@ def test_tuf_canonical_json_leaves_line_ends_and_refuses_floats() -> None:
         tuf_canonical([1.5])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(SECOND) - 1), st.integers(0, 255))
 def test_edited_byte_of_a_later_version_is_rejected_or_harmless(place: int, byte: int) -> None:
     edited = SECOND[:place] + bytes([byte]) + SECOND[place + 1 :]

@@ -64,7 +64,7 @@ def test_manifest_reads_back_what_it_was_made_of(
     assert (made.salt, made.name) == (salt, NAME)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(st.text("abc", min_size=1, max_size=3), st.binary(max_size=30), min_size=1, max_size=4)
 )
@@ -82,7 +82,7 @@ def test_asset_id_depends_on_content_and_not_on_when_files_were_made(files: dict
     assert len(ids) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_edited_byte_of_a_manifest_is_rejected_or_another_asset(data: st.DataObject) -> None:
     entries = [{"name": "a", "sha256": "0" * 64, "size": 1}]

@@ -16,7 +16,9 @@ from storage.trust import Trust
 from storage.verify import examine
 from tests.simulators import LABS, NOW, OWNER, Story, tell_story, write_files
 
-SLOW = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(
+    max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 class Bench:
@@ -119,7 +121,6 @@ PATHS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(files=st.dictionaries(PATHS, st.binary(max_size=2000), max_size=8))
 def test_a_pack_survives_its_archive_and_the_same_files_give_the_same_bytes(files: dict[str, bytes]) -> None:
     raw = zip_pack(files)
@@ -127,7 +128,6 @@ def test_a_pack_survives_its_archive_and_the_same_files_give_the_same_bytes(file
     assert zip_pack(dict(reversed(files.items()))) == raw
 
 
-@settings(deadline=None)
 @given(
     data=st.data(), files=st.dictionaries(PATHS, st.binary(min_size=1, max_size=200), min_size=1, max_size=3)
 )

@@ -32,7 +32,7 @@ def test_any_payload_is_signed_and_opened_unchanged(payload: bytes) -> None:
     assert envelope.payload == payload
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.sampled_from(KEY_HINT_KINDS), st.data())
 def test_edited_byte_of_a_bundle_is_rejected_or_harmless(kind: str, data: st.DataObject) -> None:
     raw = bundle_of(kind)
@@ -52,7 +52,7 @@ def test_edited_byte_of_a_bundle_is_rejected_or_harmless(kind: str, data: st.Dat
     assert after == before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(KEY_HINT_KINDS), st.data())
 def test_cut_bundle_is_rejected(kind: str, data: st.DataObject) -> None:
     raw = bundle_of(kind)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.encoding import format_time
@@ -56,7 +56,6 @@ def status_lists(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     }, now
 
 
-@settings(deadline=None)
 @given(grants(), DIGESTS, INSTITUTIONS, INSTITUTIONS, TIMES)
 def test_grant_reads_back_as_it_was_meant(
     members: dict[str, Any], asset: str, issuer: str, hub: str, now: int
@@ -68,7 +67,6 @@ def test_grant_reads_back_as_it_was_meant(
     assert statement.subject == asset
 
 
-@settings(deadline=None)
 @given(status_lists(), st.integers(1, 999_999_999))
 def test_status_list_reads_back_as_it_was_meant(drawn: tuple[dict[str, Any], int], version: int) -> None:
     members, now = drawn

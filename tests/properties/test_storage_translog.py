@@ -17,7 +17,7 @@ def rows(lo: int, hi: int) -> list[bytes]:
     return ENTRIES[lo:hi]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.data())
 def test_append_equals_recompute(steps: list[int], data: st.DataObject) -> None:
     store, heads = MemoryStore(), list[Checkpoint]()

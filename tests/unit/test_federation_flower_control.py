@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from federation.flower.control import CONNECT_S, Control
+from federation.flower.control import Control
 from storage.errors import Unchecked
 
 
@@ -24,4 +24,4 @@ def test_a_superlink_whose_machine_is_gone_is_given_up_soon() -> None:
         with pytest.raises(Unchecked, match="ConnectTimeout") as caught:
             control.list_nodes()
     assert caught.value.code == "E_SUPERLINK_AWAY"
-    assert time.monotonic() - began < CONNECT_S + 5
+    assert time.monotonic() - began < 20  # where flwr itself waits 30 s
