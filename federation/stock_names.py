@@ -7,6 +7,7 @@ their SHA-256, small ones by git's blob SHA-1. Some names are the hub's own: wha
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 from storage.errors import Rejected, shown
@@ -19,6 +20,14 @@ LARGE_ENDINGS = (
 )  # fmt: skip
 SIGNATURE_FILE = "model.sig"
 PROOF_FOLDER = "fedhub"
+LONGEST_PART = 240  # bytes: clients keep files of theirs beside it, with endings such as .metadata
+
+# Source: "Naming Files, Paths, and Namespaces" of Windows; with any ending, too.
+_DEVICE = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE
+)
+# They make a name look like another one, or break the line it stands on.
+_TURNS_TEXT = re.compile("[\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def is_reserved(path: str) -> bool:
@@ -39,6 +48,34 @@ def check_unreserved(paths: Iterable[str]) -> None:
             f"file {shown(taken[0])}: the hub makes it itself, as proof of a version",
             f"remove {SIGNATURE_FILE} and the folder {PROOF_FOLDER}/: they prove an earlier version",
         )
+
+
+def check_portable(paths: Iterable[str]) -> None:
+    """Refuse new files that some member's machine could not hold, or would show under another name.
+
+    The rules of a manifest's names are the verifier's and stay as they are: what was signed before holds.
+
+    Raises:
+        Rejected: ``E_PATH``.
+    """
+    for path in paths:
+        parts = path.split("/")
+        rules = (
+            (
+                not any(map(_DEVICE.match, parts)),
+                "is no device of Windows (CON, NUL, COM1, …), whatever its ending",
+            ),
+            (_TURNS_TEXT.search(path) is None, "has no character that turns text around or breaks a line"),
+            (
+                all(len(part.encode(errors="surrogatepass")) <= LONGEST_PART for part in parts),
+                f"has parts of at most {LONGEST_PART} bytes, so that stock clients can download it",
+            ),
+        )
+        for holds, rule in rules:
+            if not holds:
+                raise Rejected(
+                    "E_PATH", f"file {shown(path)}: expected a name that {rule}", "rename the file"
+                )
 
 
 def is_large(path: str, size: int) -> bool:

@@ -36,7 +36,7 @@ def status_of(error: FedhubError) -> int:
 
 def not_found(what: str, name: str, hint: str = "") -> Unchecked:
     """The object is not here, or the one who asks may not know that it is."""
-    return Unchecked("E_NOT_FOUND", f"{what} {name}: not found", hint)
+    return Unchecked("E_NOT_FOUND", f"{what} {name}: not found".lstrip(), hint)
 
 
 def conflict(code: str, message: str, hint: str = "") -> Refused:

@@ -359,11 +359,13 @@ def show_lineage(
 
 def _refuse_unsafe(folder: Path) -> int:
     """Refuse files that run code when loaded, before any byte leaves; gives the folder's size in bytes."""
-    from federation.stock_names import check_unreserved
+    from federation.stock_names import check_portable, check_unreserved
     from hub.services.formats import check_content
 
     total, paths = 0, sorted(folder.rglob("*"))
-    check_unreserved(path.relative_to(folder).as_posix() for path in paths)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    check_unreserved(names)
+    check_portable(names)
     for path in paths:
         if path.is_symlink() or not path.is_file():
             continue  # the manifest refuses what is no regular file, with the better message

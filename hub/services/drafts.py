@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, delete, select
 
-from federation.stock_names import is_large, is_reserved
+from federation.stock_names import check_portable, is_large, is_reserved
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import conflict
@@ -226,6 +226,7 @@ def commit(hub: Hub, actor: Actor, repo: Repo, branch: str, changes: Changes) ->
         Unchecked: ``E_REVISION``, no such branch; ``E_ENTRY``, a removed file is not there.
     """
     check_writer(actor, repo)
+    check_portable(path for kind, path, _, _ in changes.operations if kind == "put")
     blobs = _blobs(hub, actor, changes)
     for _ in range(TRIES):
         with hub.database.session_scope(write=False) as session:

@@ -2,7 +2,8 @@
 
 The choice of statements is ``storage.pack``'s; whether they are true is for ``storage.verify`` on the
 reader's own machine. Who may have a pack: the owner, participants of the plan that made the asset,
-grantees, auditors, the operator; and every member once the version is released or is a described data set.
+grantees, auditors, the operator; and every member once the version is released or public, or is a described
+data set.
 """
 
 from sqlmodel import Session
@@ -10,7 +11,7 @@ from sqlmodel import Session
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import bad_field, not_found
-from hub.services.pulls import may_pull
+from hub.services.pulls import is_public, may_pull
 from hub.services.statements import parties_of
 from storage.asset_versions import versions_of
 from storage.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ def pack_of(hub: Hub, actor: Actor, asset_id: str, *, from_size: int) -> bytes:
     proof = consistency_proof(hub.store, checkpoint, from_size) if from_size else None
     with hub.database.session_scope(write=False) as session:
         with hub.ledger.evidence(session) as evidence:
-            decide(actor, "read pack", thing_of(evidence, asset_id))
+            decide(actor, "read pack", thing_of(session, evidence, asset_id))
             models = _models(evidence, asset_id, checkpoint)
         manifests = _manifests(hub, session, actor, models)
         with hub.ledger.evidence(session) as evidence:
@@ -57,7 +58,7 @@ def pack_of(hub: Hub, actor: Actor, asset_id: str, *, from_size: int) -> bytes:
     return zip_pack(files)
 
 
-def thing_of(evidence: Evidence, asset_id: str) -> Thing:
+def thing_of(session: Session, evidence: Evidence, asset_id: str) -> Thing:
     """The asset with its owner and all whom it concerns."""
     versions = versions_of(evidence, asset_id)
     if not versions:
@@ -72,9 +73,8 @@ def thing_of(evidence: Evidence, asset_id: str) -> Thing:
             parties |= parties_of(plan, evidence)
     for grant in evidence.find("grant", subject=asset_id):
         parties |= parties_of(grant, evidence)
-    return Thing(
-        f"asset {asset_id}", versions[0].institution, frozenset(parties), members=released or described
-    )
+    members = released or described or is_public(session, asset_id)
+    return Thing(f"asset {asset_id}", versions[0].institution, frozenset(parties), members=members)
 
 
 def _models(evidence: Evidence, asset_id: str, checkpoint: Checkpoint) -> list[str]:

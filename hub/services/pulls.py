@@ -111,6 +111,13 @@ def decide_use(
         raise Refused(error.code, error.message, hint) from error
 
 
+def is_public(session: Session, asset_id: str) -> bool:
+    """Whether it is a version of a model that everybody may pull."""
+    query = select(ModelRow.name).join(VersionRow, col(VersionRow.name) == col(ModelRow.name))
+    found = query.where(VersionRow.asset_id == asset_id, ModelRow.visibility == "public")
+    return session.exec(found).first() is not None
+
+
 def may_pull(hub: Hub, session: Session, institution: str, asset_id: str) -> bool:
     """Whether the institution could read this version's files now, accepting no terms."""
     try:

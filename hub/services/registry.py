@@ -18,7 +18,7 @@ from sqlmodel import Session, select
 
 from federation import wire
 from federation.licences import check_license
-from federation.stock_names import check_unreserved
+from federation.stock_names import check_portable, check_unreserved
 from hub.access import Actor, Thing, decide, sees_all
 from hub.context import Hub
 from hub.errors import bad_field, conflict, not_found
@@ -56,7 +56,7 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
 
     Raises:
         Rejected: manifest, OMS signature or a statement breaks a rule of the format or of the log; a file has
-            the name of one that the hub makes (``E_PATH``).
+            the name of one that the hub makes, or one that not every machine can hold (``E_PATH``).
         Refused: ``E_ACCESS`` (another's namespace), ``E_NAME``, ``E_LIMIT``, ``E_UNSAFE_FORMAT``, ``E_TAG``,
             ``E_BLOB_MISSING`` (not uploaded).
     """
@@ -66,6 +66,7 @@ def publish(hub: Hub, actor: Actor, name: str, post: wire.VersionPost) -> wire.M
     asset = _check_papers(name, manifest, post)
     _check_size(hub, manifest)
     check_unreserved(entry.name for entry in manifest.files)
+    check_portable(entry.name for entry in manifest.files)
     for tag in post.tags:
         _check_tag(tag)
     with hub.database.session_scope(write=False) as session:

@@ -200,6 +200,9 @@ def test_folder_that_came_with_proofs_of_an_earlier_version_is_refused_before_an
     folder_of(tmp_path, config__json=b"{}", fedhub_in_manifest__json=b"{}")
     problem = alliance.problem(OWNER, "model", "push", str(tmp_path), f"{OWNER}/downloaded")
     assert problem["code"] == "E_PATH" and "model.sig" in problem["hint"]
+    other = folder_of(tmp_path / "other", config__json=b"{}", COM1__txt=b"no file on Windows")
+    problem = alliance.problem(OWNER, "model", "push", str(other), f"{OWNER}/downloaded")
+    assert problem["code"] == "E_PATH" and "COM1.txt" in problem["message"]
     assert asked == []
 
 
@@ -281,6 +284,21 @@ def test_pull_that_is_refused_leaves_nothing(alliance: Alliance, pushed: Path, t
     problem = alliance.problem(FIRM, "model", "pull", f"{OWNER}/ungranted@1", str(tmp_path / "got"))
     assert problem["code"].startswith("E_GRANT")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_public_version_is_pulled_with_its_evidence_by_a_member_without_a_grant(
+    alliance: Alliance, tmp_path: Path
+) -> None:
+    name, folder = f"{OWNER}/open", folder_of(tmp_path / "m", config__json=b"{}")
+    alliance.run(OWNER, "model", "push", str(folder), name)
+    alliance.run(OWNER, "model", "visibility", name, "public")
+    got = str(tmp_path / "got")
+    assert alliance.run(FIRM, "model", "pull", f"{name}@1", got)["grant"] is None
+    assert same(tmp_path / "got", folder)
+    assert alliance.run(FIRM, "model", "pull", f"{name}@1", got, "--verify-only")["version"] == 1
+    alliance.run(OWNER, "model", "visibility", name, "gated")
+    problem = alliance.problem(FIRM, "model", "pull", f"{name}@1", got, "--verify-only")
+    assert problem["code"] == "E_NOT_FOUND" and problem["message"].startswith("asset ")
 
 
 def test_verify_only_names_what_differs_and_fetches_no_file(

@@ -474,6 +474,21 @@ def test_file_of_several_parts_has_them_in_the_draft(
     )
 
 
+@pytest.mark.parametrize("path", ["data/CON", "Lpt1.json", "\u202etxt.exe", "y" * 241])
+def test_name_that_not_every_machine_can_hold_is_refused_and_an_older_one_can_still_be_taken_away(
+    owner: Stock, repo: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    refused = owner.commit(repo, {"ok.txt": b"1", path: b"x"})
+    assert refused.status_code == 422 and "expected a name that" in refused.json()["error"]
+    assert paths(owner, repo) == []
+    with monkeypatch.context() as before_the_rule:
+        before_the_rule.setattr("hub.services.drafts.check_portable", list)
+        assert owner.commit(repo, {path: b"x"}).status_code == 200
+    assert owner.commit(repo, {"ok.txt": b"1"}).status_code == 200
+    assert owner.commit(repo, delete=(path,)).status_code == 200
+    assert paths(owner, repo) == ["ok.txt"]
+
+
 # --- trees ------------------------------------------------------------------------------------------------
 
 AWKWARD = "a b/ü #1 100%.txt"

@@ -151,6 +151,23 @@ def test_file_in_the_place_of_a_version_s_own_proof_is_refused(
         refused("E_NOT_FOUND", owner.model, name)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["CON", "nul.txt", "a/Aux/b.txt", "com1.tar.gz", "LPT\u00b9", "conin$", "\u202etxt.exe", "x" * 241],
+)
+def test_file_that_not_every_machine_can_hold_is_refused(alliance: AllianceInProcess, path: str) -> None:
+    name = f"{OWNER}/devices"
+    error = refused("E_PATH", alliance.push, {"config.json": b"{}", path: b"x"}, name)
+    assert "expected a name that" in error.message and error.hint == "rename the file"
+    with alliance.as_(OWNER) as owner:
+        refused("E_NOT_FOUND", owner.model, name)
+
+
+def test_name_that_only_begins_like_a_device_is_as_good_as_any(alliance: AllianceInProcess) -> None:
+    files = {"console.json": b"{}", "com10": b"a", "aux_loss.txt": b"b", "x" * 240: b"c", "nul-.d/a": b"d"}
+    assert alliance.push(files, f"{OWNER}/plain-names").version == 1
+
+
 def test_name_in_anothers_namespace_is_refused(alliance: AllianceInProcess, tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path, f"{OWNER}/mine", a__txt=b"1")
     with alliance.as_(FIRM) as firm:
