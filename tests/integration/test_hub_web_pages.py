@@ -312,7 +312,7 @@ def test_a_models_page_has_card_clients_files_signatures_and_grants(world: World
 
 def _rows(text: str, section: str) -> set[tuple[str, ...]]:
     """The cells of a section's table, without their tags."""
-    body = text.partition(f'<section id="{section}">')[2].partition("</section>")[0].partition("<tbody>")[2]
+    body = text.partition(f'<section id="{section}">')[2].partition("</section>")[0].partition("</thead>")[2]
     cells = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in body.split("</tr>"))
     return {tuple(re.sub(r"<[^>]+>", "", cell).strip() for cell in row) for row in cells if row}
 
