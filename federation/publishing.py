@@ -13,11 +13,11 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from federation import transfer
+from federation.ahead import ahead
 from federation.home import Home
 from federation.licences import check_license
 from federation.pulling import steps
 from federation.small_files import SMALL_BYTES, send_small
-from storage.ahead import read_ahead
 from storage.croissant import make_croissant
 from storage.encoding import check_asset_name, sha256_hex
 from storage.errors import Refused, Unchecked
@@ -131,7 +131,7 @@ def _send_files(
 def _read_entries_ahead(folder: Path) -> Iterator[Iterator[FileEntry]]:
     """The files of a folder, the next one hashed by a thread that ends with this context."""
     stop = Event()
-    with closing(read_ahead(read_entries(folder, stop))) as entries:
+    with closing(ahead(read_entries(folder, stop), 1)) as entries:
         try:
             yield entries
         finally:

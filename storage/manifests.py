@@ -14,7 +14,7 @@ import secrets
 import stat
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +150,7 @@ def build_manifest(
 
 def read_entries(
     folder: Path, stop: threading.Event | None = None, *, known: Mapping[str, FileEntry] | None = None
-) -> Iterator[FileEntry]:
+) -> Generator[FileEntry, None, None]:
     """The files of a folder in a manifest's order, each read once, when it is asked for.
 
     Before the first, all names are checked.

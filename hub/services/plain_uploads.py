@@ -29,7 +29,6 @@ from hub.services.keeping import hold_blob
 from hub.services.quotas import check_quota
 from hub.services.uploads import add_blobs, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
-from storage.ahead import read_ahead
 from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
 from storage.manifests import PART_BYTES
@@ -199,7 +198,7 @@ def _join(hub: Hub, row: PlainUploadRow) -> None:
 def hash_object(hub: Hub, key: str) -> tuple[str, int, list[str] | None]:
     """Digest, size and digests of the 32 MiB parts (None up to one part) of an object, in one read."""
     hasher = PartHasher()
-    for chunk in read_ahead(hub.store.stream(key)):
+    for chunk in hub.store.stream(key):
         hasher.update(chunk)
     return hasher.result()
 

@@ -12,7 +12,6 @@ from hub.context import Hub
 from hub.errors import not_found
 from hub.services.uploads import settle
 from hub.tables import UploadRow
-from storage.ahead import read_ahead
 
 
 def check_waiting(hub: Hub) -> int:
@@ -37,7 +36,7 @@ def check_whole(hub: Hub, upload_id: str) -> UploadRow:
     found, size = hashlib.sha256(), 0
     with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
         synced = pool.submit(hub.store.sync, row.key)  # the disk writes while we read what it will hold
-        for chunk in read_ahead(hub.store.stream(row.key)):
+        for chunk in hub.store.stream(row.key):
             found.update(chunk)
             size += len(chunk)
         synced.result()

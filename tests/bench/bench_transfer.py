@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from federation.transfer import fetch, send_file
 from federation.wire import Upload
-from storage.ahead import read_ahead
 from storage.blobs import BlobStore, FolderStore, store_secret
 from storage.manifests import PART_BYTES, hash_file
 from tests.bench.transfers_of_hub import measure_hub
@@ -169,7 +168,7 @@ class CheckingHub(StoreHub):
         found = hashlib.sha256()
         with ThreadPoolExecutor(1) as pool:
             synced = pool.submit(self.store.sync, self.key)
-            for chunk in read_ahead(self.store.stream(self.key)):
+            for chunk in self.store.stream(self.key):
                 found.update(chunk)
             synced.result()
         assert found.hexdigest() == self.announced[0]
