@@ -12,7 +12,7 @@ from hub.api.auth import CurrentActor, HubHere, ReadSession, WriteSession, actor
 from hub.api.paging import link_next
 from hub.api.problems import responses
 from hub.context import Hub
-from hub.services import catalogue, datasets, registry, releases
+from hub.services import catalogue, datasets, registry
 
 router = APIRouter(tags=["registry"])
 Number = Annotated[int, Path(ge=1, lt=1 << 31)]
@@ -149,7 +149,7 @@ def tag(
 @router.get("/releases", responses=responses())
 def released(hub: HubHere, session: ReadSession, actor: CurrentActor) -> list[wire.Release]:
     """Released versions, newest first."""
-    return releases.releases(hub, session, actor)
+    return catalogue.released_versions(hub, session, actor)
 
 
 class DatasetFilters(BaseModel):

@@ -11,6 +11,8 @@ from hub.terminal import Command, Terminal, short, table, terminal_of
 from storage.encoding import check_institution, format_time
 from storage.errors import Exit, Rejected, Unchecked
 
+SIGN = "{} signs one with: fedhub institution status --watch"
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -53,6 +55,7 @@ def issue(
         record = issue_grant(
             home, client, asset_id, to, actions, days=days, duo=duo or [], depth=depth, parent=parent
         )
+        until = client.institution(home.institution).status_until
     return terminal.done(
         {
             "grant": record.id,
@@ -60,10 +63,30 @@ def issue(
             "asset": asset_id,
             "grantee": to,
             "actions": sorted(actions),
+            "status_until": until,
         },
         f"{to} may {' and '.join(sorted(actions))} {asset} for {days} days; grant {record.id}",
         f"Signed and logged at {record.index}. To end it: fedhub grant revoke {short(record.id)}",
+        *_usable_while(home.institution, until),
     )
+
+
+def _usable_while(institution: str, until: str | None) -> list[str]:
+    """What the issuer of a grant still has to do so that it can be used; nothing where its list is fresh."""
+    if not _is_over(until, _now()):
+        return []
+    return [
+        f"Nobody can use it yet: {institution} has no status list that is valid now. Keep this running:",
+        "  fedhub institution status --watch",
+    ]
+
+
+def _is_over(until: str | None, now: str) -> bool:
+    return until is None or now > until  # times of statements have one form: their order is that of the texts
+
+
+def _now() -> str:
+    return format_time(int(time.time()))
 
 
 @app.command("list", cls=Command)
@@ -73,10 +96,13 @@ def list_grants(ctx: typer.Context) -> Exit:
     with home_of(terminal).client() as client:
         found = [_described(record) for record in client.all_statements(kind="grant")]
         revocations = list(client.all_statements(kind="revocation"))
+        now = _now()
+        members = client.institutions() if found else []
+        stale = {each.name for each in members if _is_over(each.status_until, now)}
     revoked = {(record.issuer, _statement(record).subject) for record in revocations}
-    grants, now = {each["id"]: each for each in found}, format_time(int(time.time()))
+    grants = {each["id"]: each for each in found}
     for each in found:
-        each["state"] = _state(each, grants, revoked, now)
+        each["state"] = _state(each, grants, revoked, now, stale)
     rows = [
         (
             short(each["id"]),
@@ -91,21 +117,35 @@ def list_grants(ctx: typer.Context) -> Exit:
         for each in found
     ]
     columns = ("grant", "asset", "issuer", "grantee", "actions", "expires", "state", "plan")
-    return terminal.done({"grants": found}, *table(columns, rows))
+    lines = table(columns, rows)
+    if any(each["state"] == "stale" for each in found):
+        lines += ["stale: its issuer has no status list that is valid now; fedhub institution status --watch"]
+    return terminal.done({"grants": found}, *lines)
 
 
 def _state(
-    grant: dict[str, Any], grants: Mapping[str, dict[str, Any]], revoked: Container[tuple[str, str]], now: str
+    grant: dict[str, Any],
+    grants: Mapping[str, dict[str, Any]],
+    revoked: Container[tuple[str, str]],
+    now: str,
+    stale: Container[str] = (),
 ) -> str:
-    """What stands against using it now: of itself, else of the grant that it delegates."""
+    """What stands against using it now: of itself, else of the grant that it delegates.
+
+    Args:
+        stale: who has no status list that is valid now. Pulls and evaluations ask for one, a plan's consent
+            does not.
+    """
     if (grant["issuer"], grant["id"]) in revoked:
         return "revoked"
-    if now < grant["notBefore"]:  # times of statements have one form: their order is that of the texts
+    if now < grant["notBefore"]:
         return "not yet"
     if now >= grant["expires"]:
         return "ended"
+    if grant["issuer"] in stale and "plan" not in grant["conditions"]:
+        return "stale"
     parent = grants.get(grant["parent"])
-    return "valid" if parent is None else _state(parent, grants, revoked, now)
+    return "valid" if parent is None else _state(parent, grants, revoked, now, stale)
 
 
 @app.command("show", cls=Command)
@@ -156,6 +196,7 @@ def verify(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID"
             each.id
             for each in client.all_statements(kind="revocation", subject=statement.id, issuer=record.issuer)
         ]
+        until = client.institution(record.issuer).status_until
     said = statement.predicate
     now = int(time.time())
     if revoked:
@@ -165,6 +206,14 @@ def verify(ctx: typer.Context, grant: Annotated[str, typer.Argument(metavar="ID"
     if not parse_time(said["notBefore"], "E_STATEMENT") <= now < parse_time(said["expires"], "E_STATEMENT"):
         message = f"grant {statement.id} is valid from {said['notBefore']} to {said['expires']}"
         raise Rejected("E_GRANT_EXPIRED", message, "ask for a new one")
+    if until is None:
+        raise Rejected("E_STATUS_MISSING", f"no status list of {record.issuer}", SIGN.format(record.issuer))
+    if _is_over(until, format_time(now)):
+        raise Rejected(
+            "E_STATUS_STALE",
+            f"the status list of {record.issuer} was good until {until}",
+            SIGN.format(record.issuer),
+        )
     return terminal.done(
         {"id": statement.id, "valid": True, "issuer": record.issuer, "grantee": said["grantee"]},
         f"Grant {statement.id}: signed by {record.issuer} as pinned here, in its window, not revoked.",

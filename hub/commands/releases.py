@@ -89,16 +89,21 @@ def publish(ctx: typer.Context, reference: Annotated[str, _VERSION]) -> Exit:
 
 @app.command("list", cls=Command)
 def list_releases(ctx: typer.Context) -> Exit:
-    """List the released versions."""
+    """List the released versions, the newest first."""
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
-        models = [client.model(listed.name) for listed in client.models(released=True)]
-    released = [each for model in models for each in model.versions if each.released]
+        released = client.releases()
     rows = [
-        (f"{each.name}@{each.version}", short(each.asset_id), short(each.plan), each.created_at)
+        (
+            f"{each.name}@{each.version}",
+            short(each.asset_id),
+            short(each.plan),
+            ", ".join(each.approved_by),
+            each.released_at,
+        )
         for each in released
     ]
     return terminal.done(
         {"releases": [each.model_dump() for each in released]},
-        *table(("release", "asset id", "plan", "made"), rows),
+        *table(("release", "asset id", "plan", "approved by", "released"), rows),
     )

@@ -10,11 +10,11 @@ import logging
 import secrets
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import cast
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from federation import wire
 from hub.access import Actor, Thing, decide
@@ -255,7 +255,7 @@ def _put_in_force(hub: Hub, session: Session, name: str, raw: bytes) -> None:
 def institutions(session: Session, actor: Actor) -> list[wire.Institution]:
     """All members by name."""
     decide(actor, "see alliance", Thing("institutions"))
-    return [told(session, row) for row in session.exec(select(InstitutionRow).order_by(InstitutionRow.name))]
+    return _told(session)
 
 
 def names(session: Session, actor: Actor) -> Sequence[str]:
@@ -272,23 +272,40 @@ def institution(session: Session, actor: Actor, name: str) -> wire.Institution:
 
 def told(session: Session, row: InstitutionRow) -> wire.Institution:
     """A member as the API tells it."""
-    versions = select(RingRow.version).where(
-        RingRow.institution == row.name, col(RingRow.statement).is_not(None)
+    (member,) = _told(session, InstitutionRow.name == row.name)
+    return member
+
+
+def _told(session: Session, *conditions: Any) -> list[wire.Institution]:
+    """Members by name, each with its ring in force and its newest status list, all in one statement."""
+    name = col(InstitutionRow.name)
+    ring = select(func.max(RingRow.version)).where(
+        RingRow.institution == name, col(RingRow.statement).is_not(None)
     )
-    newest = select(StatementRow).where(StatementRow.kind == "status", StatementRow.issuer == row.name)
-    status = session.exec(newest.order_by(col(StatementRow.log_index).desc()).limit(1)).first()
-    until = None
-    if status is not None:
-        until = read_statement(open_envelope(status.bundle)).predicate["nextUpdate"]
-    return wire.Institution(
-        name=row.name,
-        role=cast(wire.Role, row.role),
-        state=row.state,  # type: ignore[arg-type]  # the column holds the three states
-        pin=row.pin,
-        ring_version=max(session.exec(versions), default=0),
-        joined_at=format_time(row.joined_at),
-        status_until=until,
+    newest = select(func.max(StatementRow.log_index)).where(
+        StatementRow.kind == "status", StatementRow.issuer == name
     )
+    status = col(StatementRow.log_index) == newest.correlate(InstitutionRow).scalar_subquery()
+    query = select(
+        InstitutionRow, ring.correlate(InstitutionRow).scalar_subquery(), StatementRow.bundle
+    ).outerjoin(StatementRow, status)
+    return [
+        wire.Institution(
+            name=row.name,
+            role=cast(wire.Role, row.role),
+            state=row.state,  # type: ignore[arg-type]  # the column holds the three states
+            pin=row.pin,
+            ring_version=version or 0,
+            joined_at=format_time(row.joined_at),
+            status_until=_until(bundle) if bundle else None,
+        )
+        for row, version, bundle in session.exec(query.where(*conditions).order_by(name))
+    ]
+
+
+def _until(status: bytes) -> str:
+    """When a status list ends."""
+    return str(read_statement(open_envelope(status)).predicate["nextUpdate"])
 
 
 def hub_info(hub: Hub, session: Session, version: str) -> wire.HubInfo:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, and_, bindparam, func, select
 from sqlmodel import Session, SQLModel
 
+from federation import wire
 from hub.access import Actor, Thing, decide, may
 from hub.context import Hub
 from hub.glances import Glance, ask, session_of
@@ -39,6 +40,19 @@ RELEASED = (
     .join(_subject, _subject.c.digest == _version.c.asset_id)
     .join(_statement, and_(_statement.c.id == _subject.c.statement, _statement.c.kind == "release"))
     .where(_version.c.name.in_(bindparam("names", expanding=True)))
+)
+# The same of all models, each with the release.
+RELEASES = (
+    select(
+        *(_version.c[name] for name in ("name", "version", "asset_id", "statement", "plan")),
+        _model.c.owner,
+        _model.c.visibility,
+        _statement.c.id.label("release"),
+        _statement.c.logged_at,
+    )
+    .join(_model, _of_model)
+    .join(_subject, _subject.c.digest == _version.c.asset_id)
+    .join(_statement, and_(_statement.c.id == _subject.c.statement, _statement.c.kind == "release"))
 )
 
 
@@ -173,7 +187,7 @@ def _licences(session: Session) -> list[str]:
         found.append(following)
 
 
-def _may_see(hub: Hub, session: Session, actor: Actor, row: Row) -> bool:
+def _may_see(hub: Hub, session: Session, actor: Actor, row: Any) -> bool:
     thing = registry.thing_of(hub, session, actor, row.name, row.owner, row.visibility)
     return may(actor, "read model", thing)
 
@@ -210,3 +224,31 @@ def _told(row: Row, released: int | None) -> Told:
         "released": released,
         "newest": newest,
     }
+
+
+# --- releases -------------------------------------------------------------------------------------------
+
+
+def released_versions(hub: Hub, session: Session, actor: Actor) -> list[wire.Release]:
+    """Every released version that the actor may see, newest first, in one statement whatever their number."""
+    decide(actor, "list assets", Thing("releases"))
+    log_rows = lookup.log_rows(session)
+    seen = visible(hub, session, actor, "model", log_rows=log_rows)
+    rows = session.connection().execute(RELEASES.where(seen)).all()
+    rows = [row for row in rows if _may_see(hub, session, actor, row)]
+    stand = releases.released(hub, session, rows, log_rows=log_rows)
+    with hub.ledger.evidence(session, rows=log_rows) as evidence:
+        found = [
+            wire.Release(
+                name=row.name,
+                version=row.version,
+                asset_id=row.asset_id,
+                statement=row.release,
+                plan=row.plan,
+                approved_by=releases.approvals_in(evidence, row).approved_by,
+                released_at=format_time(row.logged_at),
+            )
+            for row in rows
+            if (row.name, row.version) in stand and stand[row.name, row.version].id == row.release
+        ]
+    return sorted(found, key=lambda each: (each.released_at, each.name, each.version), reverse=True)

@@ -27,6 +27,7 @@ from storage.evidence import Entry, Evidence
 from storage.grants import check_grant
 from storage.keys_in_force import revocation_of
 from storage.statements import KINDS
+from storage.status_lists import check_status
 
 CARD = "README.md"
 CARD_BYTES = 256 * 1024  # a longer card is shown up to here
@@ -280,7 +281,14 @@ class Grant:
     reason: str
 
 
-STATES = {"E_GRANT_EXPIRED": "expired", "E_GRANT_NOT_YET": "not yet", "E_REVOKED": "revoked"}
+STATES = {
+    "E_GRANT_EXPIRED": "expired",
+    "E_GRANT_NOT_YET": "not yet",
+    "E_REVOKED": "revoked",
+    "E_STATUS_MISSING": "stale",
+    "E_STATUS_STALE": "stale",
+    "E_KEYRING_STALE": "stale",
+}
 
 
 def grants(
@@ -301,7 +309,10 @@ def _grant(evidence: Evidence, entry: Entry, now: int) -> Grant:
     state, reason = standing(evidence, entry)
     if state == "counts":
         try:
-            check_grant(evidence, entry, at=now, index=None)
+            chain = check_grant(evidence, entry, at=now, index=None)
+            if "plan" not in says["conditions"]:  # a consent is not pulled by
+                for institution in sorted({link.institution for link in chain}):
+                    check_status(evidence, institution, now=now, fresh=True)
             state = "valid"
         except Rejected as error:
             state, reason = STATES.get(error.code, "refused"), error.message

@@ -30,6 +30,7 @@ Reader = Callable[[int, int], bytes]
 HEAD_BYTES = 65_536
 MAX_MEMBERS = 2_000  # of one archive
 MAX_DEPTH = 3  # archives and compressions within each other
+MAX_KERAS_BYTES = 16 << 20  # of the description of a Keras model in its archive
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, the limit of the format's own library
 
 ITEM_BITS = {
@@ -235,6 +236,21 @@ def _holds_objects(described: Any) -> bool:
     return True
 
 
+def _refuse_keras(name: str, description: bytes) -> None:
+    """Refuse a Keras archive: what it describes is built by name, Python code of Lambda layers included.
+
+    Its weights need not be HDF5. Source: ``keras.saving.load_model`` of Keras 3 reads ``config.json`` first.
+    """
+    if len(description) > MAX_KERAS_BYTES:
+        raise _refused(name, f"its config.json is larger than {MAX_KERAS_BYTES} bytes", UNWRAP)
+    try:
+        found = json.loads(description)
+    except (ValueError, RecursionError):
+        return  # Keras does not read it either
+    if isinstance(found, dict) and {"class_name", "module", "registered_name"} & found.keys():
+        raise _refused(name, "a Keras archive can carry Python code (Lambda layers)", TO_SAFETENSORS)
+
+
 def _is_hdf5(head: bytes, size: int, read: Reader) -> bool:
     """Whether the mark stands where readers look for it: at 0, 512, 1024, 2048, … bytes.
 
@@ -309,6 +325,9 @@ def _zip_members(name: str, size: int, read: Reader) -> Iterator[tuple[str, byte
                 raise _refused(name, f"it holds {len(members)} members, more than {MAX_MEMBERS}", UNWRAP)
             for member in members:
                 with archive.open(member) as stream:
+                    if member.filename == "config.json":
+                        _refuse_keras(name, stream.read(MAX_KERAS_BYTES + 1))
+                        stream.seek(0)
                     yield f"{name}/{member.filename}", stream.read(HEAD_BYTES)
     except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError, zlib.error) as error:
         raise _refused(name, "it looks like a zip archive and cannot be read as one", UNWRAP) from error

@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from hub.access import ANONYMOUS
 from hub.api.auth import HubHere, ReadSession
 from hub.errors import not_found
-from hub.services import alliance, catalogue, datasets, dossiers, releases, runs
+from hub.services import alliance, catalogue, datasets, dossiers, runs
 from hub.web import comparison_pages, dataset_pages, registry_pages, run_pages, sign_in
 from hub.web.rendering import STATIC, Visitor, page, sign_in_first, static_file
 from hub.web.rendering import visitor as visitor_of
@@ -53,7 +53,7 @@ def overview(request: Request, hub: HubHere, session: ReadSession, actor: Visito
     on_site, more_on_site = datasets.on_site(hub, session, actor)
     shared, more_shared = datasets.shared(hub, session, actor)
     found, more_runs = runs.page(hub, session, actor)
-    released = releases.releases(hub, session, actor)
+    released = catalogue.released_versions(hub, session, actor)
     counts = {
         "models": _count(models, more_models),
         "datasets": _count([*on_site, *shared], more_on_site or more_shared),
@@ -84,7 +84,7 @@ def release_list(request: Request, hub: HubHere, session: ReadSession, actor: Vi
     """Versions that were approved and released."""
     if not actor.known:
         return sign_in_first(request)
-    found = releases.releases(hub, session, actor)
+    found = catalogue.released_versions(hub, session, actor)
     return page(request, hub, actor, "releases.html", releases=found)
 
 

@@ -217,6 +217,34 @@ def test_grant_to_lean_on_may_be_named_by_the_beginning_that_commands_show(
     assert alliance.run(FIRM, *pull, grant[:12])["grant"] == grant
 
 
+def test_grant_of_one_without_a_status_list_is_said_to_be_of_no_use_yet(
+    alliance: Alliance, tmp_path: Path
+) -> None:
+    late = "late.example"
+    code = alliance.run("operator", "hub", "invite", late, "owner")["code"]
+    pin = alliance.run(late, "institution", "create", late, "--invitation", code)["pin"]
+    alliance.run("operator", "institution", "approve", late, "--pin", pin)
+    alliance.run(FIRM, "institution", "trust", late, "--pin", pin)
+    folder = folder_of(tmp_path / "m", config__json=b"{}")
+    alliance.run(late, "model", "push", str(folder), f"{late}/m")
+    issued = alliance.run(late, "grant", "issue", f"{late}/m@1", "--to", FIRM)
+    assert issued["status_until"] is None
+
+    def state() -> str:
+        listed = alliance.run(FIRM, "grant", "list")["grants"]
+        return next(each["state"] for each in listed if each["id"] == issued["grant"])
+
+    assert state() == "stale"
+    pull = ("model", "pull", f"{late}/m@1", str(tmp_path / "got"))
+    for command in (pull, ("grant", "verify", issued["grant"])):
+        problem = alliance.problem(FIRM, *command)
+        assert problem["code"] == "E_STATUS_MISSING" and late in problem["hint"]
+    alliance.run(late, "institution", "status")
+    assert state() == "valid"
+    assert alliance.run(FIRM, *pull)["grant"] == issued["grant"]
+    assert alliance.run(late, "grant", "issue", f"{late}/m@1", "--to", FIRM)["status_until"] is not None
+
+
 def test_push_sends_all_files_before_it_waits_for_the_hub_to_check_one(
     alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,19 @@
 """Releases: counted from the log, shown to those who may know of the model."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
 
 from federation import wire
+from federation.home import Home
+from hub.cli import dispatch
+from hub.terminal import Terminal
 from storage.encoding import format_time
+from storage.errors import Exit
 from storage.manifests import Manifest
 from storage.standard import BUILD_TYPE, BUILDER, release_purl
 from tests.alliances import (
@@ -97,6 +103,17 @@ def referrers(owner: Stock) -> tuple[str, set[str]]:
     return manifest, {one["annotations"]["dev.fedhub.statement.kind"] for one in found}
 
 
+def listed_by_command(alliance: AllianceInProcess, name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """What ``fedhub release list`` says to a member, and what it asked the hub for."""
+    asked: list[str] = []
+    client = alliance.as_(name)
+    client._http.event_hooks["request"].append(lambda request: asked.append(request.url.path))
+    terminal = Terminal(alliance.homes[name].path, json=True, out=io.StringIO(), err=io.StringIO())
+    with mock.patch.object(Home, "client", lambda _home: client):
+        assert dispatch(["release", "list"], terminal) is Exit.DONE, terminal.problem
+    return terminal.answer["releases"], [path for path in asked if path != "/api/v1/token"]
+
+
 def test_release_shows_who_approved_it_until_it_is_withdrawn(alliance: AllianceInProcess) -> None:
     setting = Setting(alliance)
     journey, data = finish(setting)
@@ -125,10 +142,16 @@ def test_release_shows_who_approved_it_until_it_is_withdrawn(alliance: AllianceI
         (listed,) = firm.releases()
         assert (listed.name, listed.version, listed.statement) == (NAME, 1, statement)
         assert (listed.approved_by, listed.plan) == ([LABS[1]], journey.id)
+        assert listed_by_command(alliance, FIRM) == ([listed.model_dump()], ["/api/v1/releases"])
 
         with alliance.as_(OWNER) as owner:
             owner.set_visibility(NAME, "private")
             assert [one.name for one in owner.releases()] == [NAME] and firm.releases() == []
+            grant = alliance.grant_pull(version.asset_id)
+            assert [one.name for one in firm.releases()] == [NAME]  # whoever may pull it may know of it
+            withdrawn = {"target": "statement", "reason": "withdrawn"}
+            alliance.say(OWNER, "revocation", [("grant.sigstore.json", grant)], withdrawn)
+            assert firm.releases() == []
             owner.set_visibility(NAME, "gated")
 
         subject = [("release.sigstore.json", statement)]

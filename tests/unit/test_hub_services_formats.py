@@ -166,6 +166,39 @@ def test_npz_with_an_object_array_is_refused_and_plain_npz_is_not() -> None:
     assert look("a.npz", stream.getvalue()) == "archive"
 
 
+def keras(description: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("config.json", description)
+        archive.writestr("model.weights.npz", zipped(a=b"1"))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"module": "keras.layers", "class_name": "Lambda", "config": {"function": "4wEA"}},
+        {"class_name": "Sequential", "config": {"layers": [{"class_name": "Lambda"}]}, "pad": "x" * 100_000},
+        {"module": "os", "class_name": "function", "config": "system"},
+    ],
+)
+def test_keras_archive_is_refused_also_without_hdf5(description: dict[str, object]) -> None:
+    found = reason("m.zip", keras(json.dumps(description).encode()))
+    assert "Keras" in found.message and "safetensors" in found.hint
+    found = reason("m.zip", keras(json.dumps(description).encode("utf-16")))
+    assert "Keras" in found.message
+
+
+def test_archive_with_a_description_that_keras_does_not_read_is_an_archive() -> None:
+    for description in (b'{"architectures": ["BertModel"]}', b"no json", b"[]", b"\xff"):
+        data = keras(description)
+        assert (
+            check_content("m.zip", len(data), lambda at, length, data=data: data[at : at + length])
+            == "archive"
+        )
+    assert "larger than" in reason("m.zip", keras(b" " * ((16 << 20) + 1))).message
+
+
 def test_hdf5_is_refused() -> None:
     assert "HDF5" in reason("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)).message
 
