@@ -20,7 +20,8 @@ from sqlmodel import Session, col, func, select
 
 from hub.access import Actor
 from hub.context import Hub
-from hub.services.revisions import Repo, find, no_revision, readable, repo_not_found, resolve, tags
+from hub.services.refs import tags
+from hub.services.revisions import Repo, find, no_revision, readable, repo_not_found, resolve
 from hub.tables import ModelRow, RevisionRow, StatementRow, VersionFileRow
 from storage.encoding import canonical, sha256_hex
 from storage.errors import Refused

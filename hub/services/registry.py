@@ -26,8 +26,9 @@ from hub.glances import Glance, session_of
 from hub.services import described, formats, releases, statements
 from hub.services.keeping import hold, manifest_key
 from hub.services.pulls import may_pull
+from hub.services.refs import check_tag_free
 from hub.services.remembering import keep_tag, keep_visibility
-from hub.services.revisions import SEGMENT, Repo, check_tag_free, record_version
+from hub.services.revisions import SEGMENT, Repo, record_version
 from hub.services.uploads import may_use
 from hub.tables import (
     BlobRow,

@@ -14,7 +14,7 @@ Read ``find``, ``resolve``, ``readable``, ``record_version``.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from sqlalchemy import Select, and_
 from sqlalchemy import select as columns
@@ -22,11 +22,9 @@ from sqlmodel import Session, SQLModel, col, select
 
 from hub.access import Actor, Thing, decide, may, sees_all
 from hub.context import Hub
-from hub.errors import bad_field, conflict
 from hub.glances import Glance, session_of
 from hub.services.commits import Commit, FoundCommit
 from hub.services.pulls import Use, decide_use
-from hub.services.remembering import keep_tag
 from hub.services.visible import named_like, visible
 from hub.tables import BranchRow, DraftTagRow, ModelRow, RevisionRow, SharedDatasetRow, TagRow
 from storage.encoding import canonical, sha256_hex
@@ -36,8 +34,7 @@ Kind = Literal["model", "dataset"]
 _TABLES = SQLModel.metadata.tables
 MAIN = "main"
 SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
-_REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
-_HEX = re.compile(r"[0-9a-f]{7,40}")
+HEX = re.compile(r"[0-9a-f]{7,40}")
 VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 
@@ -56,14 +53,6 @@ class Repo:
     def path(self) -> str:
         """Its place below the hub's address."""
         return self.name if self.kind == "model" else f"datasets/{self.name}"
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A branch or tag and the commit that it names."""
-
-    name: str
-    revision: str
 
 
 Page = tuple[list[tuple[Repo, FoundCommit | None]], str | None]
@@ -307,6 +296,14 @@ def history(session: Session, repo: Repo, start: RevisionRow) -> Iterator[Revisi
         row = None if row.parent is None else session.get(RevisionRow, (repo.kind, repo.name, row.parent))
 
 
+def versions(session: Session, repo: Repo) -> Sequence[RevisionRow]:
+    """Commits of versions."""
+    query = select(RevisionRow).where(
+        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.version).is_not(None)
+    )
+    return session.exec(query.order_by(col(RevisionRow.version))).all()
+
+
 # --- resolving ----------------------------------------------------------------------------------------------
 
 
@@ -325,10 +322,10 @@ def resolve(session: Session, actor: Actor, repo: Repo, text: str) -> RevisionRo
         row = _by_branch(session, actor, repo, text.removeprefix("refs/heads/"))
     elif text.startswith("refs/tags/"):
         name = text.removeprefix("refs/tags/")
-        row = _by_tag(session, repo, name) or _by_number(session, repo, name)
+        row = by_tag(session, repo, name) or by_number(session, repo, name)
     else:
-        row = _by_branch(session, actor, repo, text) or _by_tag(session, repo, text)
-        row = row or _by_number(session, repo, text) or _by_id(session, repo, text)
+        row = _by_branch(session, actor, repo, text) or by_tag(session, repo, text)
+        row = row or by_number(session, repo, text) or _by_id(session, repo, text)
     if row is None:
         raise no_revision(repo, text)
     return row
@@ -347,7 +344,7 @@ def _by_branch(session: Session, actor: Actor, repo: Repo, name: str) -> Revisio
     return newest
 
 
-def _by_tag(session: Session, repo: Repo, name: str) -> RevisionRow | None:
+def by_tag(session: Session, repo: Repo, name: str) -> RevisionRow | None:
     draft = session.get(DraftTagRow, (repo.kind, repo.name, name))
     if draft is not None:
         return session.get(RevisionRow, (repo.kind, repo.name, draft.revision))
@@ -357,7 +354,7 @@ def _by_tag(session: Session, repo: Repo, name: str) -> RevisionRow | None:
     return None
 
 
-def _by_number(session: Session, repo: Repo, name: str) -> RevisionRow | None:
+def by_number(session: Session, repo: Repo, name: str) -> RevisionRow | None:
     match = VERSION.fullmatch(name)
     return by_version(session, repo, int(match[1])) if match else None
 
@@ -372,7 +369,7 @@ def by_version(session: Session, repo: Repo, version: int) -> RevisionRow | None
 def _by_id(session: Session, repo: Repo, text: str) -> RevisionRow | None:
     if COMMIT_ID.fullmatch(text):
         return session.get(RevisionRow, (repo.kind, repo.name, text))
-    if not _HEX.fullmatch(text):
+    if not HEX.fullmatch(text):
         return None
     query = select(RevisionRow).where(
         RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.id).startswith(text)
@@ -419,112 +416,3 @@ def check_visible(actor: Actor, repo: Repo, row: Commit) -> None:
             f"{repo.name} at {row.id[:12]} is a draft: only {repo.owner} may read it before it is signed",
             f"Ask {repo.owner} for a version.",
         )
-
-
-# --- branches and tags --------------------------------------------------------------------------------------
-
-
-def branches(session: Session, actor: Actor, repo: Repo) -> list[Ref]:
-    """All branches, main first, each at the commit that it names for this actor."""
-    rows = session.exec(
-        select(BranchRow).where(BranchRow.kind == repo.kind, BranchRow.name == repo.name)
-    ).all()
-    ordered = sorted(rows, key=lambda row: (row.branch != MAIN, row.branch))
-    return [Ref(row.branch, resolve(session, actor, repo, f"refs/heads/{row.branch}").id) for row in ordered]
-
-
-def tags(session: Session, actor: Actor, repo: Repo) -> list[Ref]:
-    """Tags of versions, the versions' own numbers, and for the owner tags of drafts."""
-    rows = session.exec(
-        select(RevisionRow).where(
-            RevisionRow.kind == repo.kind,
-            RevisionRow.name == repo.name,
-            col(RevisionRow.version).is_not(None),
-        )
-    )
-    commits: dict[int, str] = {}
-    for row in sorted(rows, key=lambda each: (each.created_at, each.id)):
-        commits.setdefault(cast(int, row.version), row.id)
-    found = {f"v{version}": commit for version, commit in commits.items()}
-    if repo.kind == "model":
-        for tag in session.exec(select(TagRow).where(TagRow.name == repo.name)):
-            if tag.version in commits:
-                found[tag.tag] = commits[tag.version]
-    drafts = select(DraftTagRow).where(DraftTagRow.kind == repo.kind, DraftTagRow.name == repo.name)
-    signed = set(commits.values())
-    for draft in session.exec(drafts):
-        if is_own(actor, repo) or draft.revision in signed:
-            found[draft.tag] = draft.revision
-    return [Ref(name, commit) for name, commit in sorted(found.items())]
-
-
-def check_new_ref(session: Session, repo: Repo, text: str) -> None:
-    """Refuse a name that is taken, or that could be mistaken for another kind of revision.
-
-    Raises:
-        Refused: ``E_FIELD``, or ``E_REF`` (409) for a name that is there.
-    """
-    pure = _HEX.fullmatch(text) is not None or text.isdigit() or len(text) == 64
-    if not _REF.fullmatch(text) or "//" in text or ".." in text or text.startswith("refs/") or pure:
-        raise bad_field("name", "letters, digits and ._-/ inside; not a number and not like a commit's id")
-    version = _by_number(session, repo, text)
-    taken = session.get(BranchRow, (repo.kind, repo.name, text)) or _by_tag(session, repo, text) or version
-    if taken is not None:
-        raise conflict("E_REF", f"{repo.name} has {text!r} already; tags do not move", "Choose another name.")
-
-
-def add_branch(session: Session, actor: Actor, repo: Repo, name: str, start: str) -> None:
-    """A new branch at a commit."""
-    check_writer(actor, repo)
-    check_new_ref(session, repo, name)
-    at = resolve(session, actor, repo, start)
-    session.add(BranchRow(kind=repo.kind, name=repo.name, branch=name, revision=at.id))
-
-
-def remove_branch(session: Session, actor: Actor, repo: Repo, name: str) -> None:
-    """Forget a branch; its commits stay. Main stays."""
-    check_writer(actor, repo)
-    row = branch_row(session, repo, name, lock=True)
-    if row.branch == MAIN:
-        raise Refused("E_REF", f"{repo.name}: the branch main cannot be deleted")
-    session.delete(row)
-
-
-def add_tag(hub: Hub, session: Session, actor: Actor, repo: Repo, name: str, at: RevisionRow) -> None:
-    """A new tag: of a model's version like ``fedhub model tag``, else of this very commit."""
-    check_writer(actor, repo)
-    check_new_ref(session, repo, name)
-    now = hub.ledger.now()
-    if repo.kind == "model" and at.version is not None and "/" not in name:
-        session.add(TagRow(name=repo.name, tag=name, version=at.version, created_at=now))
-        session.flush()
-        keep_tag(hub, repo.name, name, at.version)
-    else:
-        session.add(DraftTagRow(kind=repo.kind, name=repo.name, tag=name, revision=at.id, created_at=now))
-    session.flush()
-
-
-def check_tag_free(session: Session, name: str, tag: str, version: int) -> None:
-    """A model's version may bear this tag: no branch or draft has it, and it is no other version's number.
-
-    Raises:
-        Refused: ``E_TAG`` (409).
-    """
-    key = ("model", name, tag)
-    taken = session.get(BranchRow, key) is not None or session.get(DraftTagRow, key) is not None
-    number = VERSION.fullmatch(tag)
-    if number is not None and int(number[1]) != version:
-        query = select(RevisionRow.id).where(
-            RevisionRow.kind == "model", RevisionRow.name == name, RevisionRow.version == int(number[1])
-        )
-        taken = taken or session.exec(query).first() is not None
-    if taken:
-        raise conflict("E_TAG", f"{tag!r} of {name} names another revision already", "Choose another tag.")
-
-
-def versions(session: Session, repo: Repo) -> Sequence[RevisionRow]:
-    """Commits of versions."""
-    query = select(RevisionRow).where(
-        RevisionRow.kind == repo.kind, RevisionRow.name == repo.name, col(RevisionRow.version).is_not(None)
-    )
-    return session.exec(query.order_by(col(RevisionRow.version))).all()

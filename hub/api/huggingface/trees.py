@@ -24,7 +24,7 @@ from hub.api.huggingface.asking import (
 )
 from hub.api.huggingface.refusals import StockRoute
 from hub.errors import bad_field
-from hub.services import revisions
+from hub.services import refs, revisions
 from hub.services.repo_files import POINTER_BYTES, RepoFile, files_of, no_entry
 from hub.services.revisions import MAIN, Kind
 from storage.encoding import read_json
@@ -141,16 +141,16 @@ def paths_info(
 
 
 @router.get("/api/{kind:repokind}/{ns}/{name}/refs")
-def refs(session: ReadSession, actor: CurrentActor, request: Request, repo: RepoHere) -> dict[str, Any]:
+def list_refs(session: ReadSession, actor: CurrentActor, request: Request, repo: RepoHere) -> dict[str, Any]:
     """Branches and tags."""
     answer: dict[str, Any] = {
         "branches": [
             {"name": ref.name, "ref": f"refs/heads/{ref.name}", "targetCommit": ref.revision}
-            for ref in revisions.branches(session, actor, repo)
+            for ref in refs.branches(session, actor, repo)
         ],
         "tags": [
             {"name": ref.name, "ref": f"refs/tags/{ref.name}", "targetCommit": ref.revision}
-            for ref in revisions.tags(session, actor, repo)
+            for ref in refs.tags(session, actor, repo)
         ],
         "converts": [],
     }
@@ -203,7 +203,7 @@ def add_tag(
     repo = revisions.find(hub, session, actor, kind, f"{ns}/{name}")
     revisions.check_writer(actor, repo)
     at = revisions.resolve(session, actor, repo, revision)
-    revisions.add_tag(hub, session, actor, repo, request.tag, at)
+    refs.add_tag(hub, session, actor, repo, request.tag, at)
     return {}
 
 
@@ -226,7 +226,7 @@ async def add_branch(
         raise Rejected("E_JSON", "body: expected an object with startingPoint") from error
     with hub.database.session_scope() as session:
         repo = revisions.find(hub, session, actor, kind, f"{ns}/{name}")
-        revisions.add_branch(session, actor, repo, branch, asked.startingPoint or MAIN)
+        refs.add_branch(session, actor, repo, branch, asked.startingPoint or MAIN)
     return {}
 
 
@@ -242,7 +242,7 @@ def remove_branch(
 ) -> dict[str, str]:
     """Forget a branch; its commits stay."""
     repo = revisions.find(hub, session, actor, kind, f"{ns}/{name}")
-    revisions.remove_branch(session, actor, repo, branch)
+    refs.remove_branch(session, actor, repo, branch)
     return {}
 
 
