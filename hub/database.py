@@ -22,12 +22,14 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Select, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, InvalidatePoolError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError
 from sqlmodel import Session
 
 from hub.glances import KEPT, PING_AFTER_S, Glance, Question
 from storage.errors import Unchecked
 
+MEND = "start the database, or mend FEDHUB_DATABASE_URL"
+NEWER = "a newer hub has used it: run that version"
 READS, GLANCES = "fedhub_reads", "fedhub_glances"
 
 
@@ -173,8 +175,22 @@ class Database:
             session.connection().execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _number(name)})
 
     def upgrade(self, revision: str = "head") -> None:
-        """Bring the tables to ``revision``; processes that start together take turns."""
+        """Bring the tables to ``revision``; processes that start together take turns.
+
+        Raises:
+            Unchecked: ``E_DATABASE``; it does not answer, or a newer program has used it.
+        """
+        self._check()
         self._migrate(command.upgrade, revision)
+
+    def _check(self) -> None:
+        try:
+            found, newest = self.revisions()
+        except DBAPIError as error:
+            raise Unchecked("E_DATABASE", f"the database does not answer: {reason(error)}", MEND) from error
+        if found is not None and not self.knows(found):
+            said = f"the database has tables of revision {found}, this program knows {newest} at most"
+            raise Unchecked("E_DATABASE", said, NEWER)
 
     def downgrade(self, revision: str) -> None:
         """Take the tables back to ``revision`` (``base``: none)."""
@@ -209,6 +225,11 @@ class Database:
         """Give every connection back."""
         self._end_resting()
         self.engine.dispose()
+
+
+def reason(error: DBAPIError) -> str:
+    """What the driver says, on one line; it names host, user and database, never a password."""
+    return " ".join(str(error.orig).split())
 
 
 def _number(name: str) -> int:

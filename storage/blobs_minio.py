@@ -27,6 +27,8 @@ from storage.errors import Unchecked
 CONNECT_S, READ_S = 5.0, 60.0
 RETRIES = 3
 CONNECTIONS = 32
+_WRONG_KEY = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+WRONG_KEY = "mend FEDHUB_STORE_ACCESS_KEY and FEDHUB_STORE_SECRET_KEY, or what the store lets that key do"
 _MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
 
 
@@ -55,11 +57,21 @@ class MinioStore:
         self._client = _client(_without_default_port(endpoint), access, secret, region)
         self._signer = _client(self._public, access, secret, region)
 
-    def make_bucket(self) -> None:
-        """Make the bucket if it is not there."""
-        with self._errors(self._bucket):
-            if not self._client.bucket_exists(self._bucket):
+    def check_bucket(self, *, make: bool = True) -> None:
+        """Return only when the bucket is there, or now made.
+
+        Raises:
+            Unchecked: ``E_STORE``.
+        """
+        with self._errors(f"bucket {self._bucket}"):
+            there = self._client.bucket_exists(self._bucket)
+            if not there and make:
                 self._client.make_bucket(self._bucket)
+        if not there and not make:
+            said = f"the S3 store has no bucket {self._bucket}"
+            raise Unchecked(
+                "E_STORE", said, "mend FEDHUB_STORE_URL; the first start of a hub makes its bucket"
+            )
 
     def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
         headers: DictType = {"Content-Type": "application/octet-stream", "Cache-Control": "no-cache"}
@@ -248,7 +260,8 @@ class MinioStore:
                 raise blob_exists(key) from error
             if error.code == "InvalidRange":
                 raise
-            raise Unchecked("E_STORE", f"the S3 store refused {key}: {error.code}", "see its log") from error
+            hint = WRONG_KEY if error.code in _WRONG_KEY else "see its log"
+            raise Unchecked("E_STORE", f"the S3 store refused {key}: {error.code}", hint) from error
         except (MinioException, urllib3.exceptions.HTTPError, ValueError) as error:
             raise Unchecked(
                 "E_STORE", f"the S3 store did not answer for {key}: {type(error).__name__}", "is it up?"

@@ -31,7 +31,12 @@ def folder_of(url: str) -> Path | None:
 
 
 def open_store(
-    url: str, public_url: str | None = None, access: str | None = None, secret: str | None = None
+    url: str,
+    public_url: str | None = None,
+    access: str | None = None,
+    secret: str | None = None,
+    *,
+    make: bool = True,
 ) -> BlobStore:
     """The store at ``url``, ready for use; a missing folder or bucket is made.
 
@@ -41,6 +46,7 @@ def open_store(
         access: access key of an S3 store.
         secret: secret key of an S3 store; of a folder, the secret that its blob server knows too (unset: the
             file ``.secret`` in the folder).
+        make: whether to make a missing bucket; without it that is an error.
     Raises:
         Unchecked: ``E_STORE_URL`` (the addresses), ``E_STORE`` (no answer), ``E_INPUT`` (the secret's file).
     """
@@ -78,5 +84,5 @@ def open_store(
 
     endpoint = f"{split.scheme.removeprefix('s3+')}://{split.netloc}"
     store = MinioStore(endpoint, public_url or endpoint, bucket, access, secret, region=region)
-    store.make_bucket()
+    store.check_bucket(make=make)
     return store

@@ -227,7 +227,10 @@ def check_start(
     stored = stored_head(store, log)
     if stored is None and head is None:
         return None
-    hint = "never start with either one alone; where the database is the older one: fedhub hub restore"
+    hint = (
+        "see that FEDHUB_DATABASE_URL and FEDHUB_STORE_URL name two that belong together; where the database was "
+        "put back from an older backup: fedhub hub restore"
+    )
     if stored is None or (head and stored.size < head.size):
         found = "none" if stored is None else f"one of {stored.size} entries"
         raise Rejected(

@@ -241,7 +241,7 @@ def running_store(name: str, folder: Path) -> Iterator[StoreMaker]:
         return MinioStore(name, name, bucket, access, secret_key, clock=clock)
 
     store = make()
-    store.make_bucket()
+    store.check_bucket()
     yield make
 
 

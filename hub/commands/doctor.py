@@ -204,6 +204,7 @@ def _open(settings: "Settings", keys: "HubKeys | None", address: str | None) -> 
         address,
         access=None if access is None else access.get_secret_value(),
         secret=secret.get_secret_value() if secret is not None else keys.blob_secret if keys else None,
+        make=keys is None,  # as the first start would
     )
 
 
@@ -251,9 +252,9 @@ def _public_address(settings: "Settings") -> Found:
 
 
 def _database(settings: "Settings", keys: "HubKeys | None", store: "BlobStore | None") -> Iterator[Found]:
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError
 
-    from hub.database import Database
+    from hub.database import MEND, Database, reason
 
     kind, url = settings.database.partition(":")[0], settings.database
     if kind.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
@@ -270,15 +271,16 @@ def _database(settings: "Settings", keys: "HubKeys | None", store: "BlobStore | 
             yield from _clocks(session, database, store)
             if keys is not None and store is not None:
                 yield _log(session, keys, store)
-    except SQLAlchemyError as error:
-        todo = "start the database, or mend FEDHUB_DATABASE_URL"
-        yield _found("database", False, f"{kind} does not answer ({type(error).__name__})", todo)
+    except DBAPIError as error:
+        yield _found("database", False, f"{kind} does not answer: {reason(error)}", MEND)
     finally:
         database.close()
 
 
 def _tables(database: "Database", kind: str) -> Iterator[Found]:
     from sqlalchemy import text
+
+    from hub.database import NEWER
 
     known, newest = database.revisions()
     if known is None:
@@ -290,7 +292,7 @@ def _tables(database: "Database", kind: str) -> Iterator[Found]:
         if database.knows(known):
             yield _found("database", True, f"{seen}; the next start brings them up to date")
         else:
-            yield _found("database", False, seen, "a newer hub has used it: run that version")
+            yield _found("database", False, seen, NEWER)
     if database.is_sqlite:
         with database.session_scope(write=False) as session:
             said = str(session.connection().execute(text("PRAGMA quick_check(1)")).scalar())

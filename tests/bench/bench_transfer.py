@@ -225,7 +225,7 @@ def measure_s3(program: str, source: Path, options: argparse.Namespace) -> list[
 
     with s3_server(program) as server:
         store = MinioStore(server.url, server.url, "bench", server.access, server.secret)
-        store.make_bucket()
+        store.check_bucket()
         host = server.url.removeprefix("http://")
         client = Minio(host, access_key=server.access, secret_key=server.secret, secure=False)
         client.fput_object("bench", "bench", str(source))

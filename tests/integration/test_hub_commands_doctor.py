@@ -140,6 +140,7 @@ def test_database_that_is_away_is_told_and_its_password_is_not(
     monkeypatch.setenv("FEDHUB_DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/x")
     _code, findings = doctor()
     assert broken(findings) == {"database"} and "hunter2" not in json.dumps(findings)
+    assert "refused" in findings["database"]["seen"]  # what the driver says, not the name of its error
 
 
 def test_damaged_database_file_is_told(founded: Path, url: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, select
 
@@ -181,3 +182,26 @@ def test_an_address_that_cannot_be_used_is_told_by_its_setting(address: str) -> 
     with pytest.raises(Unchecked, match="FEDHUB_DATABASE_URL") as caught:
         Database(address)
     assert caught.value.code == "E_SETTING"
+
+
+def test_tables_of_a_newer_program_are_left_alone_and_told(database: Database) -> None:
+    with database.session_scope() as session:
+        session.connection().execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(Unchecked, match="revision 9999") as caught:
+        database.upgrade()
+    assert caught.value.code == "E_DATABASE" and "newer" in caught.value.hint
+    assert database.revisions()[0] == "9999"
+
+
+def test_database_that_cannot_be_used_is_told_with_what_its_server_says(url: str, tmp_path: Path) -> None:
+    if url.startswith("sqlite"):
+        (tmp_path / "other.db").write_bytes(b"no database" * 1000)
+        other, said = f"sqlite:///{tmp_path}/other.db", "not a database"
+    else:
+        other, said = url.rpartition("/")[0] + "/nowhere", 'database "nowhere" does not exist'
+    database = Database(other, busy_s=1, pool=1)
+    with pytest.raises(Unchecked, match=said) as caught:
+        database.upgrade()
+    database.close()
+    assert caught.value.code == "E_DATABASE" and "FEDHUB_DATABASE_URL" in caught.value.hint
+    assert (make_url(url).password or "no password") not in str(caught.value)

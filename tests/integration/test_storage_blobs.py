@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from storage.blobs import BlobStore, Order
+from storage.blobs_minio import MinioStore
 from storage.errors import FedhubError, Misuse, Refused, Unchecked
+from storage.stores import open_store
 from tests.servers import StoreMaker, running_store, store_names
 
 DATA = os.urandom(3_000_000)
@@ -311,3 +313,30 @@ def test_every_error_of_a_store_is_one_of_ours(store: BlobStore) -> None:
     with pytest.raises(FedhubError):
         store.part_order("blobs/x", "../../etc", 1, SHA, 1)
         store.stored_parts("blobs/x", "../../etc")
+
+
+# --- opening ----------------------------------------------------------------------------------------------------
+
+
+def opened(store: MinioStore, bucket: str = "", secret: str = "", **options: bool) -> BlobStore:
+    """The same server opened again, by settings that may be wrong."""
+    credentials, url = store._credentials, f"s3+{store._public}/{bucket or store._bucket}"
+    return open_store(url, None, credentials.access_key, secret or credentials.secret_key, **options)
+
+
+def test_bucket_that_is_not_there_is_told_and_not_made_by_one_who_only_looks(store: BlobStore) -> None:
+    if not isinstance(store, MinioStore):
+        pytest.skip("a folder has no buckets")
+    for _ in range(2):
+        with pytest.raises(Unchecked, match="has no bucket other-bucket") as caught:
+            opened(store, "other-bucket", make=False)
+        assert caught.value.code == "E_STORE" and "FEDHUB_STORE_URL" in caught.value.hint
+    opened(store, make=False).put("probe/x", b"1")
+
+
+def test_wrong_secret_of_an_s3_server_is_told_by_its_setting(store: BlobStore) -> None:
+    if not isinstance(store, MinioStore):
+        pytest.skip("a folder's secret is the hub's own")
+    with pytest.raises(Unchecked, match="E_STORE") as caught:
+        opened(store, secret="another secret")
+    assert "FEDHUB_STORE_SECRET_KEY" in caught.value.hint and "another secret" not in str(caught.value)
