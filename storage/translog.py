@@ -228,8 +228,8 @@ def check_start(
     if stored is None and head is None:
         return None
     hint = (
-        "see that FEDHUB_DATABASE_URL and FEDHUB_STORE_URL name two that belong together; where the database was "
-        "put back from an older backup: fedhub hub restore"
+        "see that FEDHUB_DATABASE_URL and FEDHUB_STORE_URL name two that belong together; where the database "
+        "is an older one, from a backup: fedhub hub restore"
     )
     if stored is None or (head and stored.size < head.size):
         found = "none" if stored is None else f"one of {stored.size} entries"
