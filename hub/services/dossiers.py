@@ -7,7 +7,6 @@ it is shown to all who may see the model; a private model's only to those who ma
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from hub.access import Actor
 from hub.context import Hub
 from hub.services import plans, registry, statements
 from hub.services.pulls import may_pull
-from hub.tables import BlobRow, PlanRow, RunRow, StatementRow, StatementSubjectRow, UploadRow, VersionRow
+from hub.tables import BlobRow, PlanRow, RunRow, StatementRow, VersionRow
 from storage.encoding import format_time, is_digest
 from storage.errors import FedhubError, Rejected
 from storage.evidence import Entry, Evidence
@@ -339,24 +338,6 @@ def _grant(evidence: Evidence, entry: Entry, now: int) -> Grant:
 
 
 # --- runs ------------------------------------------------------------------------------------------------
-
-
-def update_bytes(session: Session, run: wire.Run) -> dict[int, int]:
-    """Bytes of the updates that went into each closed round, by round."""
-    receipts = {receipt: each.round for each in run.rounds for receipt in each.receipts}
-    subjects = session.exec(
-        select(StatementSubjectRow).where(col(StatementSubjectRow.statement).in_(list(receipts)))
-    ).all()
-    sizes = {
-        row.sha256: row.size
-        for row in session.exec(
-            select(UploadRow).where(UploadRow.plan == run.plan, UploadRow.state == "stored")
-        )
-    }
-    found: dict[int, int] = defaultdict(int)
-    for subject in subjects:
-        found[receipts[subject.statement]] += sizes.get(subject.digest, 0)
-    return dict(found)
 
 
 def run_is_over(session: Session, plan: str) -> bool:

@@ -91,6 +91,12 @@ def read(session: Session, plan: str, *, after: int = 0, limit: int = 1000) -> l
     return [as_event(row) for row in found]
 
 
+def last(session: Session, plan: str, count: int) -> list[Event]:
+    """The newest events of a run, oldest first."""
+    query = select(EventRow).where(EventRow.plan == plan).order_by(col(EventRow.id).desc()).limit(count)
+    return [as_event(row) for row in session.exec(query)][::-1]
+
+
 def of_kind(session: Session, plan: str, kind: Kind) -> list[Event]:
     """All events of one kind, oldest first."""
     found = session.exec(

@@ -38,7 +38,7 @@ def join_statistics(
     _row, _entry, plan = plans.load(hub, session, plan_id)
     run = rounds.current(hub, session, actor, plan_id, told.attempt)
     if run.statistics is not None:
-        return _joint(session, run.statistics)
+        return joint(session, run.statistics)
     if plan.config.harmonise is None:
         raise conflict("E_STATISTICS", f"plan {plan_id} asks for no joint statistics")
     made = _join(hub, session, plan, plan.config.harmonise, told.receipts)
@@ -56,7 +56,7 @@ def join_statistics(
     }
     events.append(session, plan_id, Kind.HARMONISED, data, at=hub.ledger.now())
     session.flush()
-    return _joint(session, digest)
+    return joint(session, digest)
 
 
 def _join(
@@ -96,7 +96,8 @@ def _figures(session: Session, entry: Entry) -> bytes:
     return row.data
 
 
-def _joint(session: Session, digest: str) -> wire.JointStatistics:
+def joint(session: Session, digest: str) -> wire.JointStatistics:
+    """The joint statistics with this digest, for who may read the run."""
     raw = session.get_one(AttachmentRow, digest).data
     return wire.JointStatistics(sha256=digest, document=raw.decode())
 
@@ -110,7 +111,7 @@ def statistics(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.J
     run = runs.readable(session, actor, plan_id)
     if run.statistics is None:
         raise not_found("statistics of run", plan_id)
-    found = _joint(session, run.statistics)
+    found = joint(session, run.statistics)
     issuer = session.get_one(PlanRow, plan_id).issuer
     if not may(actor, "audit updates", Thing(f"figures of {plan_id}", issuer)):
         return found

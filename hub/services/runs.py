@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from sqlalchemy import BindParameter, Select, Text, bindparam, event
+from sqlalchemy import BindParameter, Select, Text, bindparam, event, func
 from sqlalchemy import cast as as_type
 from sqlalchemy import select as rows_of
 from sqlmodel import Session, SQLModel, col, select
@@ -163,9 +163,17 @@ def close(hub: Hub, session: Session, run: RunRow, state: RunState, reason: str 
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def show(hub: Hub, session: Session, actor: Actor, plan_id: str) -> wire.Run:
-    """The run of a plan, with its rounds and what each site measured."""
-    return describe(hub, session, readable(session, actor, plan_id))
+def show(
+    hub: Hub,
+    session: Session,
+    actor: Actor,
+    plan_id: str,
+    *,
+    newest: int | None = None,
+    before: int | None = None,
+) -> wire.Run:
+    """The run of a plan, with its rounds and what each site measured; see ``describe``."""
+    return describe(hub, session, readable(session, actor, plan_id), newest=newest, before=before)
 
 
 def readable(session: Session, actor: Actor, plan_id: str) -> RunRow:
@@ -183,9 +191,9 @@ def _thing(plan: PlanRow) -> Thing:
 
 
 def page(
-    hub: Hub, session: Session, actor: Actor, *, cursor: str | None = None
+    hub: Hub, session: Session, actor: Actor, *, cursor: str | None = None, newest: int | None = None
 ) -> tuple[list[wire.Run], str | None]:
-    """The runs that concern the actor, newest first, with the cursor of the next page."""
+    """The runs that concern the actor, newest first, with the cursor of the next page; see ``describe``."""
     decide(actor, "list assets", Thing("runs"))
     query = select(RunRow, PlanRow).join(PlanRow).order_by(col(RunRow.started_at).desc(), col(RunRow.plan))
     size = hub.settings.page_size
@@ -195,18 +203,27 @@ def page(
         if not may(actor, "read run", _thing(plan)):
             continue
         if passed and len(found) == size:
-            return [describe(hub, session, each) for each in found], found[-1].plan
+            return [describe(hub, session, each, newest=newest) for each in found], found[-1].plan
         if passed:
             found.append(run)
         passed = passed or run.plan == cursor
-    return [describe(hub, session, each) for each in found], None
+    return [describe(hub, session, each, newest=newest) for each in found], None
 
 
-def describe(hub: Hub, session: Session, run: RunRow) -> wire.Run:
-    """A run as clients and pages see it."""
+def describe(
+    hub: Hub, session: Session, run: RunRow, *, newest: int | None = None, before: int | None = None
+) -> wire.Run:
+    """A run as clients and pages see it.
+
+    Args:
+        newest: at most so many rounds, the last ones; all when None. The others are not read.
+        before: only rounds before this one.
+    """
     session.flush()
-    query = select(RoundRow).where(RoundRow.plan == run.plan).order_by(col(RoundRow.round))
-    rounds = [_round(row) for row in session.exec(query)]
+    query = select(RoundRow).where(RoundRow.plan == run.plan).order_by(col(RoundRow.round).desc())
+    earlier = query if before is None else query.where(RoundRow.round < before)
+    rounds = [_round(row) for row in session.exec(earlier.limit(newest))][::-1]
+    last = session.exec(select(func.max(RoundRow.round)).where(RoundRow.plan == run.plan)).one() or 0
     with hub.ledger.evidence(session) as evidence:
         plan = evidence.get(run.plan)
         refusals = [
@@ -223,12 +240,12 @@ def describe(hub: Hub, session: Session, run: RunRow) -> wire.Run:
         state=cast(RunState, run.state),
         reason=run.reason,
         attempt=run.attempt,
-        rounds_planned=plan.says["rounds"] if plan is not None else len(rounds),
+        rounds_planned=plan.says["rounds"] if plan is not None else last,
         rounds=rounds,
         refusals=refusals,
         started_at=format_time(run.started_at),
         ended_at=None if run.ended_at is None else format_time(run.ended_at),
-        deadline=deadline(session, run, len(rounds) + 1),
+        deadline=deadline(session, run, last + 1),
         error=faults.error(session, run),
         faults=faults.of_sites(session, run.plan, refusals),
     )

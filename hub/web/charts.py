@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
 COLOURS = 8
 TICKS_X, TICKS_Y = 8, 4
 SPAN_WIDTH = 240
+DOTS = 40  # on a line; of a longer one, the newest value alone has a dot
 
 Points = Sequence[tuple[int, float]]
 
@@ -87,7 +88,7 @@ def _line(name: str, points: Points, colour: str, rounds: int, low: float, high:
         Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3"><title>{}, {}: {:.4g}</title></circle>').format(
             x, y, name, number, value
         )
-        for number, value, x, y in places
+        for number, value, x, y in (places if len(places) <= DOTS else places[-1:])
     )
     return Markup('<g class="{}"><polyline points="{}"/>{}</g>').format(colour, path, dots)
 

@@ -52,7 +52,7 @@ def overview(request: Request, hub: HubHere, session: ReadSession, actor: Visito
     models, more_models = catalogue.find(hub, session, actor, catalogue.Wanted())
     on_site, more_on_site = datasets.on_site(hub, session, actor)
     shared, more_shared = datasets.shared(hub, session, actor)
-    found, more_runs = runs.page(hub, session, actor)
+    found, more_runs = runs.page(hub, session, actor, newest=1)
     released = catalogue.released_versions(hub, session, actor)
     counts = {
         "models": _count(models, more_models),

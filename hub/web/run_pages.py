@@ -1,12 +1,15 @@
-"""Pages of runs: a table that is whole without JavaScript, kept in step by server-sent events with it."""
+"""Pages of runs: whole without JavaScript, kept in step by server-sent events with it.
+
+A run's page is asked for again at each event, so it shows the newest rounds; those before are a link away.
+"""
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from markupsafe import Markup
 
@@ -16,7 +19,7 @@ from federation.plan import read_config
 from hub.access import Actor
 from hub.api.auth import HubHere, ReadSession
 from hub.context import Hub
-from hub.services import dossiers, events, plans, runs
+from hub.services import dossiers, events, plans, runs, watching
 from hub.services import figures as site_figures
 from hub.services.events import Kind
 from hub.web.charts import Curve, bar, draw, span
@@ -26,7 +29,7 @@ POLL_S = 0.4
 QUIET_S = 15.0
 STREAM_S = 300.0  # then the browser asks again, and who it is is looked at anew
 LAST_EVENTS = 60
-EVENTS_READ = 5000
+SHOWN = 20  # rounds of one page
 ALL = "all sites"
 # Of the metrics that sites send with their updates, those that are drawn. The round's input is the aggregate
 # of the round before, so that its figures say how the shared model does on each site's own rows.
@@ -38,6 +41,7 @@ METRICS = (
 )
 
 router = APIRouter(include_in_schema=False)
+Number = Annotated[int | None, Query(ge=1, lt=1 << 31)]
 
 
 @router.get("/runs", response_class=HTMLResponse)
@@ -47,7 +51,7 @@ def run_list(
     """Runs that the visitor may see, and plans that wait for one."""
     if not actor.known:
         return sign_in_first(request)
-    found, following = runs.page(hub, session, actor, cursor=cursor)
+    found, following = runs.page(hub, session, actor, cursor=cursor, newest=1)
     waiting = [plan for plan in plans.page(hub, session, actor)[0] if plan.run is None]
     more = f"/runs?cursor={following}" if following else ""
     return page(request, hub, actor, "runs.html", runs=found, plans=waiting, more_at=more)
@@ -78,6 +82,18 @@ def run_page(request: Request, hub: HubHere, session: ReadSession, actor: Visito
 def run_part(request: Request, hub: HubHere, session: ReadSession, actor: Visitor, plan: str) -> Response:
     """The part of a run's page that changes while it runs."""
     return page(request, hub, actor, "run_part.html", **_part(hub, session, actor, plan))
+
+
+@router.get("/runs/{plan}/rounds", response_class=HTMLResponse)
+def earlier_rounds(
+    request: Request, hub: HubHere, session: ReadSession, actor: Visitor, plan: str, before: Number = None
+) -> Response:
+    """Rounds of a run before this one, newest first, with all that their sites measured."""
+    if not actor.known:
+        return sign_in_first(request)
+    run = runs.show(hub, session, actor, plan, newest=SHOWN, before=before)
+    over = watching.sums(session, plan)
+    return page(request, hub, actor, "rounds.html", run=run, whole=True, **_rounds(session, run, over))
 
 
 # --- what a page shows --------------------------------------------------------------------------------------
@@ -145,31 +161,43 @@ class Flight:
 
 
 def _part(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> dict[str, Any]:
-    run = runs.show(hub, session, actor, plan)
-    happened = events.read(session, plan, limit=EVENTS_READ)
-    received = dossiers.update_bytes(session, run)
-    longest = max((each.seconds for each in run.rounds), default=0.0)
+    run = runs.show(hub, session, actor, plan, newest=SHOWN)
+    over = watching.sums(session, plan)
+    described = plans.read(hub, session, actor, plan)
+    told = events.last(session, plan, LAST_EVENTS)
+    happened = watching.in_flight(session, plan, over.rounds + 1)
     return {
         "run": run,
-        "after": happened[-1].id if happened else 0,
-        "events": happened[-LAST_EVENTS:],
-        "curves": [
-            _curve(run, happened, name, title) for name, title in METRICS if _has(run, happened, name)
-        ],
-        "timeline": [(each, _bar(each, longest), received.get(each.round, 0)) for each in run.rounds],
-        "total_bytes": sum(received.values()),
+        "over": over,
+        "after": told[-1].id if told else 0,
+        "events": told,
+        "curves": _curves(run, _figures(session, described, over, happened)),
+        "whole": len(described.participants) <= watching.DRAWN_SITES,
         "detail": _detail(run),
-        "flight": _flight(hub, session, actor, run, happened),
-        "joint": _joint(hub, session, actor, plan),
+        "flight": _flight(run, described, over.rounds + 1, happened),
+        "joint": _joint(session, actor, plan),
         "benefit": _benefit(hub, session, actor, plan),
+        **_rounds(session, run, over),
     }
 
 
-def _joint(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> Joint | None:
+def _rounds(session: ReadSession, run: wire.Run, over: watching.Sums) -> dict[str, Any]:
+    """The rounds of one page as a table, and the way to those before them."""
+    received = watching.update_bytes(session, run)
+    first = run.rounds[0].round if run.rounds else 1
+    return {
+        "timeline": [(each, _bar(each, over.longest_s), received.get(each.round, 0)) for each in run.rounds],
+        "received": sum(received.values()),
+        "earlier_at": f"/runs/{run.plan}/rounds?before={first}" if first > 1 else "",
+    }
+
+
+def _joint(session: ReadSession, actor: Actor, plan: str) -> Joint | None:
     """The joint statistics of a run, once they are made."""
-    if runs.readable(session, actor, plan).statistics is None:
+    statistics = runs.readable(session, actor, plan).statistics
+    if statistics is None:
         return None
-    found = site_figures.statistics(hub, session, actor, plan)
+    found = site_figures.joint(session, statistics)
     return Joint(found.sha256, read_statistics(found.document.encode()))
 
 
@@ -211,16 +239,12 @@ _STATES = {
 }
 
 
-def _flight(
-    hub: Hub, session: ReadSession, actor: Actor, run: wire.Run, happened: list[wire.Event]
-) -> Flight | None:
+def _flight(run: wire.Run, plan: wire.Plan, number: int, happened: list[wire.Event]) -> Flight | None:
     if run.deadline is None or run.ended_at is not None:
         return None
-    number = len(run.rounds) + 1
-    described = plans.read(hub, session, actor, run.plan)
     sites = {
         one.institution: FlightSite(one.institution, "at work", "")
-        for one in described.participants
+        for one in plan.participants
         if one.consent
     }
     for event in happened:
@@ -234,36 +258,33 @@ def _flight(
 # --- curves -------------------------------------------------------------------------------------------------
 
 
-def _figures(run: wire.Run, happened: list[wire.Event]) -> list[tuple[int, str, Mapping[str, Any]]]:
-    """Who measured what in which round: closed rounds, and replies in the one that is open."""
-    found: list[tuple[int, str, Mapping[str, Any]]] = []
-    for each in run.rounds:
-        found.append((each.round, ALL, each.metrics))
-        found += [(each.round, name, figures) for name, figures in sorted(each.sites.items())]
-    number = len(run.rounds) + 1
+def _figures(
+    session: ReadSession, plan: wire.Plan, over: watching.Sums, happened: list[wire.Event]
+) -> list[watching.Point]:
+    """Who measured what in which round: closed rounds that are drawn, and replies in the one that is open."""
+    found = watching.points(session, plan.id, over, len(plan.participants))
     replies = {
         str(event.data.get("institution")): event.data
         for event in happened
-        if event.kind == Kind.SITE_REPLIED and event.data.get("round") == number
+        if event.kind == Kind.SITE_REPLIED and event.data.get("round") == over.rounds + 1
     }
-    return found + [(number, name, figures) for name, figures in sorted(replies.items())]
+    shown = len(plan.participants) <= watching.DRAWN_SITES
+    return found + [(over.rounds + 1, name, told) for name, told in sorted(replies.items()) if shown]
 
 
-def _has(run: wire.Run, happened: list[wire.Event], metric: str) -> bool:
-    return any(metric in figures for _, _, figures in _figures(run, happened))
-
-
-def _curve(run: wire.Run, happened: list[wire.Event], metric: str, title: str) -> Curve:
-    """A line for each site and a heavier one for all of them together."""
-    series: dict[str, list[tuple[int, float]]] = {ALL: []}
-    for number, name, figures in _figures(run, happened):
-        value = figures.get(metric)
-        if isinstance(value, int | float):
-            series.setdefault(name, []).append((number, float(value)))
-    label = (
-        f"{title} per round, for each site and for all sites together; the same numbers stand in the table"
-    )
-    return draw(series, rounds=run.rounds_planned, title=title, main=ALL, label=label)
+def _curves(run: wire.Run, figures: list[watching.Point]) -> list[Curve]:
+    """A line for each site and a heavier one for all of them together, for each metric that was told."""
+    curves = []
+    for metric, title in METRICS:
+        series: dict[str, list[tuple[int, float]]] = {ALL: []}
+        for number, name, told in figures:
+            value = told.get(metric)
+            if isinstance(value, int | float):
+                series.setdefault(name or ALL, []).append((number, float(value)))
+        label = f"{title} per round; the same numbers stand in the table"
+        if any(series.values()):
+            curves.append(draw(series, rounds=run.rounds_planned, title=title, main=ALL, label=label))
+    return curves
 
 
 # --- live ---------------------------------------------------------------------------------------------------
@@ -277,7 +298,7 @@ def run_live(
 
     Only that something happened is told; what, the part of the page says.
     """
-    runs.show(hub, session, actor, plan)
+    runs.readable(session, actor, plan)
     last = request.headers.get("last-event-id", "")
     start = int(last) if last.isascii() and last.isdigit() and len(last) <= 15 else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

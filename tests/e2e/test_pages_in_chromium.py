@@ -406,6 +406,7 @@ def test_every_page_fits_its_window_and_asks_nobody_else(served: Served, tmp_pat
         "dataset": f"/datasets/{served.setting.datasets[LABS[0]]}",
         "runs": "/runs",
         "run": f"/runs/{journey.id}",
+        "rounds": f"/runs/{journey.id}/rounds",
         "releases": "/releases",
         "grants": "/grants",
         "institutions": "/institutions",

@@ -45,7 +45,7 @@ const refresh = async () => {
     } catch {
       state(false); // the hub is away; the stream comes back by itself and asks again
     }
-    await new Promise((resolve) => setTimeout(resolve, 150));
+    await new Promise((resolve) => setTimeout(resolve, 500));
   } while (again);
   asking = false;
 };
