@@ -117,16 +117,18 @@ def test_a_push_that_is_refused_hashes_no_further(
     alliance: AllianceInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.bin").write_bytes(b"a" * (SMALL_BYTES + 1))
-    ended: list[bool] = []
+    begun, ended = Event(), list[bool]()
 
     def read_entries(folder: Path, stop: Event) -> Iterator[FileEntry]:
         yield entry("a.bin", (folder / "a.bin").read_bytes())
+        begun.set()
         ended.append(stop.wait(30))  # a file that takes long
         raise Unchecked("E_INTERRUPTED", "")
 
     monkeypatch.setattr(publishing, "read_entries", read_entries)
 
     def upload(*_arguments: object, **_options: object) -> wire.Upload:
+        assert begun.wait(30)
         raise Refused("E_LIMIT", "")
 
     with alliance.as_(OWNER) as owner:

@@ -231,7 +231,7 @@ def test_only_a_participant_declines(setting: Setting) -> None:
 
 
 def test_plan_is_unknown_to_those_it_does_not_concern(setting: Setting) -> None:
-    plan = setting.submit()
+    plan, *_more_than_a_page = [setting.submit() for _ in range(3)]
 
     def ids(client: HubClient) -> list[str]:
         return [one.id for one in client.plans()]
