@@ -93,7 +93,9 @@ def earlier_rounds(
         return sign_in_first(request)
     run = runs.show(hub, session, actor, plan, newest=SHOWN, before=before)
     over = watching.sums(session, plan)
-    return page(request, hub, actor, "rounds.html", run=run, whole=True, **_rounds(session, run, over))
+    return page(
+        request, hub, actor, "rounds.html", run=run, whole=True, tall=False, **_rounds(session, run, over)
+    )
 
 
 # --- what a page shows --------------------------------------------------------------------------------------
@@ -173,6 +175,7 @@ def _part(hub: Hub, session: ReadSession, actor: Actor, plan: str) -> dict[str, 
         "events": told,
         "curves": _curves(run, _figures(session, described, over, happened)),
         "whole": len(described.participants) <= watching.DRAWN_SITES,
+        "tall": True,
         "detail": _detail(run),
         "flight": _flight(run, described, over.rounds + 1, happened),
         "joint": _joint(session, actor, plan),

@@ -12,16 +12,18 @@ from hub.services import events, watching
 from hub.services.events import Kind
 from hub.tables import RoundRow
 from hub.web.run_pages import SHOWN
-from tests.alliances import LABS, AllianceInProcess, Journey, Setting, digest, open_alliance
+from tests.alliances import ENGINES, LABS, AllianceInProcess, Journey, Setting, digest, open_alliance
 from tests.integration.test_hub_services_lookup import statements
 
 PLANNED = 1000
 
 
-@pytest.fixture(scope="module")
-def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllianceInProcess]:
+@pytest.fixture(scope="module", params=ENGINES)
+def alliance(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[AllianceInProcess]:
     folder = tmp_path_factory.mktemp("watching")
-    with open_alliance(folder, superlink="external", open_pages=True) as made:
+    with open_alliance(folder, request.param, superlink="external", open_pages=True) as made:
         yield made
 
 
