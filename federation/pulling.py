@@ -365,7 +365,7 @@ def resting(folder: Path) -> "Iterator[Path]":
             mine = False
         if not mine:  # or it was finished and removed between our two calls
             raise Unchecked(
-                "E_BUSY", f"{folder.parent}: the same is being pulled already", "wait for its end"
+                "E_BUSY", f"{folder}: another process is pulling the same into it", "wait for its end"
             )
         try:
             yield folder

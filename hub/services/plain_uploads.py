@@ -129,7 +129,7 @@ def _open_row(hub: Hub, actor: Actor, one: Wanted) -> PlainUploadRow:
                 f"Finish them, or wait: they expire after {hub.settings.upload_hours} hours.",
                 status=429,
             )
-        check_quota(hub, session, uploader, one.size)
+        check_quota(hub, session, uploader, one.size, sha256=one.sha256)
     upload_id = secrets.token_hex(16)
     key = blob_key(one.sha256, upload_id)
     row = PlainUploadRow(

@@ -13,20 +13,27 @@ from hub.tables import PlainUploadRow, UploadRow
 from storage.errors import Refused
 
 
-def used_bytes(session: Session, institution: str) -> int:
-    """Bytes that count against an institution's quota."""
+def used_bytes(session: Session, institution: str, *, but: str = "") -> int:
+    """Bytes that count against an institution's quota; ``but``: the digest of a file that is left out."""
     kept = select(UploadRow.sha256, UploadRow.size).where(
-        UploadRow.uploader == institution, UploadRow.state != "refused", col(UploadRow.plan).is_(None)
+        UploadRow.uploader == institution,
+        UploadRow.state != "refused",
+        col(UploadRow.plan).is_(None),
+        UploadRow.sha256 != but,
     )
-    plain = select(PlainUploadRow.sha256, PlainUploadRow.size).where(PlainUploadRow.uploader == institution)
+    plain = select(PlainUploadRow.sha256, PlainUploadRow.size).where(
+        PlainUploadRow.uploader == institution, PlainUploadRow.sha256 != but
+    )
     files = kept.union(plain).subquery()
     total = session.exec(select(func.coalesce(func.sum(files.c.size), 0))).one()
     return int(total)
 
 
-def check_quota(hub: Hub, session: Session, uploader: str, size: int) -> None:
+def check_quota(hub: Hub, session: Session, uploader: str, size: int, *, sha256: str = "") -> None:
     """Refuse a new file that would not fit; callers do so in the transaction that opens its upload.
 
+    Args:
+        sha256: its digest, where it is known: a file whose upload has begun before counts once.
     Raises:
         Refused: ``E_QUOTA`` (413), with what is used and how to make room.
     """
@@ -34,7 +41,7 @@ def check_quota(hub: Hub, session: Session, uploader: str, size: int) -> None:
     if quota == 0 or uploader == COORDINATOR:
         return
     hub.database.lock(session, f"quota {uploader}")
-    used = used_bytes(session, uploader)
+    used = used_bytes(session, uploader, but=sha256)
     if used + size > quota:
         raise Refused(
             "E_QUOTA",

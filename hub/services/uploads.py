@@ -76,7 +76,7 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
             if not there:
                 _check_open_uploads(hub, session, row.uploader)
                 if row.plan is None:
-                    check_quota(hub, session, row.uploader, row.size)
+                    check_quota(hub, session, row.uploader, row.size, sha256=row.sha256)
             held = hold_blob(session, row.sha256) if there else None
             swept = there and held is None
             if not swept:

@@ -1,5 +1,6 @@
 """Two versions side by side, where a version came from, licences, and how much an institution may keep."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hub.services.quotas import used_bytes
 from storage.errors import FedhubError, Refused, Rejected
 from tests.alliances import BASE, ENGINES, FIRM, LABS, MODEL, OWNER, AllianceInProcess, open_alliance
 from tests.hubs import AppTransport
+from tests.stock_http import Stock
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -203,3 +205,16 @@ def test_quota_refuses_what_does_not_fit_with_the_way_out(
     with alliance.hub.database.session_scope(write=False) as session:
         assert used_bytes(session, lab) == 500_000
         assert used_bytes(session, "nobody.example") == 0
+
+
+def test_file_whose_upload_has_begun_counts_once_whoever_goes_on_with_it(alliance: AllianceInProcess) -> None:
+    stock, data = Stock.of(alliance, FIRM), os.urandom(400_000)
+    repo, announced = f"{FIRM}/begun", (hashlib.sha256(data).hexdigest(), len(data))
+    assert stock.create(repo).status_code == 200
+    for _ in range(2):  # a stock client that was killed, and another one
+        (found,) = stock.batch(repo, announced).json()["objects"]
+        assert "upload" in found["actions"]
+    with alliance.as_(FIRM) as firm:
+        assert alliance.send(firm, data).state == "stored"
+        with pytest.raises(FedhubError, match="E_QUOTA"):
+            alliance.send(firm, os.urandom(100_001))
