@@ -357,6 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         die_with(found.parent, signal.SIGTERM)
     ending = Ending()
     signal.signal(signal.SIGTERM, ending.hear)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # flwr's; a shell has "&" ignore it
     home = Home.open(found.home)
     try:
         serve_node(home, ending)

@@ -309,6 +309,7 @@ def test_a_node_is_free_whenever_its_process_was_told_to_end(play: Callable[...,
         ended = subprocess.run(
             [sys.executable, "-c", TOLD_NODE, str(home.path), moments],
             env={**os.environ, **code_path()},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as after a shell's "&"
             capture_output=True,
             text=True,
             timeout=60,
