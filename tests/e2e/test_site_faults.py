@@ -271,10 +271,14 @@ def test_a_node_that_is_refused_and_an_agent_that_is_killed_are_told_alike_every
         with site(home) as log:
             # The child's own lines go to its standard error; the trouble it noted is what the supervisor tells.
             wait_for(lambda: newest(home) == "E_NODE_REFUSED", "the refusal", 60)
+            wait_for(
+                lambda: any(each.code == "E_NODE_REFUSED" for each in served.journey.run().faults),
+                "the refusal, told to the hub",
+                60,
+            )
             started = [line for line in log if "runs as process" in line][-1]
             os.kill(int(started.rsplit(" ", 1)[1]), signal.SIGKILL)
             told_everywhere(served, home, log, "E_AGENT_DIED")
-        assert any(each.code == "E_NODE_REFUSED" for each in served.journey.run().faults)
 
 
 # --- faults of the home and the machine ---------------------------------------------------------------------
