@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     )
     superlink: Literal["child", "external", "off"] = _setting(
         "child",
-        "SuperLink as a child process of the hub, as a service of its own, or none (no runs can start).",
+        "SuperLink: child (of the hub), external (a service of its own) or off (no runs can start).",
         "choice",
     )
     shared_dir: Path | None = _setting(
@@ -468,5 +468,5 @@ def load_settings(**given: Any) -> Settings:
         first = error.errors(include_input=False, include_url=False)[0]
         where = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "settings"
         raise Unchecked(
-            "E_SETTING", f"{where}: {first['msg']}", "`docs/guide/operator.md` lists every setting."
+            "E_SETTING", f"{where}: {first['msg']}", "`docs/settings.md` lists every setting."
         ) from None

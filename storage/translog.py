@@ -36,6 +36,10 @@ from storage.merkle import (
 from storage.notes import VerifierKey
 
 PREFIX = "log/"
+OTHER_LOG = (
+    "the store holds the log of another key, or its checkpoint was changed: see that FEDHUB_STORE_URL and "
+    "FEDHUB_DATA_DIR are of one hub, or bring the store back from a backup"
+)
 HEAD = PREFIX + "checkpoint"
 TILE = 256  # hashes in a full tile, entries in a full bundle
 MAX_ENTRY_BYTES = 65_535
@@ -224,7 +228,10 @@ def check_start(
     Raises:
         Rejected: ``E_LOG_FORK``.
     """
-    stored = stored_head(store, log)
+    try:
+        stored = stored_head(store, log)
+    except Rejected as error:
+        raise Rejected(error.code, error.message, error.hint or OTHER_LOG) from error
     if stored is None and head is None:
         return None
     hint = (

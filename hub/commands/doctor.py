@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from storage.blobs import BlobStore
 
 LOW_DISK_BYTES = 1 << 30
+ROOM = "make room where the store lies, and see that this user may write there"
 CLOCK_S = 60  # statements are taken within 10 minutes, S3 requests within 15: a minute is a warning in time
 PACKAGES = ("cryptography", "fastapi", "flwr", "sqlmodel", "minio", "uvicorn")
 Found = dict[str, Any]
@@ -273,6 +274,8 @@ def _database(settings: "Settings", keys: "HubKeys | None", store: "BlobStore | 
                 yield _log(session, keys, store)
     except DBAPIError as error:
         yield _found("database", False, f"{kind} does not answer: {reason(error)}", MEND)
+    except OSError as error:
+        yield _found("clock beside the object store's", False, f"cannot be asked: {error.strerror}", ROOM)
     finally:
         database.close()
 

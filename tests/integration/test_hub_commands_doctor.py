@@ -1,6 +1,7 @@
 """``fedhub hub doctor`` names what is wrong with each part, and what to do."""
 
 import contextlib
+import errno
 import io
 import json
 import shutil
@@ -132,6 +133,22 @@ def test_full_disk_is_told(founded: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
     _code, findings = doctor()
     assert {"disk of the data folder", "disk of the object store"} <= broken(findings)
+
+
+def test_store_that_fills_up_while_it_is_looked_at_is_told(
+    founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = FolderStore.put
+
+    def full(store: FolderStore, key: str, data: bytes, **options: bool) -> None:
+        if key.endswith("/clock"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(store, key, data, **options)
+
+    monkeypatch.setattr(FolderStore, "put", full)
+    _code, findings = doctor()
+    assert broken(findings) == {"clock beside the object store's"}
+    assert "No space left" in findings["clock beside the object store's"]["seen"]
 
 
 def test_database_that_is_away_is_told_and_its_password_is_not(

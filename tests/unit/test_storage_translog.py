@@ -290,8 +290,9 @@ def test_start_with_another_root_of_the_same_size_stops() -> None:
 
 def test_start_with_another_key_than_the_logs_stops() -> None:
     store, head = grown(5)
-    with pytest.raises(Rejected, match=r"E_CHECKPOINT_SIG"):
+    with pytest.raises(Rejected, match=r"E_CHECKPOINT_SIG") as caught:
         check_start(store, LogKey.generate(ORIGIN).public, Rows(), head, 5)
+    assert "FEDHUB_STORE_URL" in caught.value.hint
 
 
 # --- proofs ---------------------------------------------------------------------------------------------------
