@@ -118,6 +118,17 @@ def test_expired_orders_are_renewed_for_the_parts_that_are_missing(
     assert hub.store.get(hub.key) == LARGE
 
 
+def test_store_without_room_is_told_as_that(
+    hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federation.transfer.ATTEMPTS", 2)
+    with OddServer(lambda path, asked, n: (507, {}, b"")) as full:
+        hub.spoil = lambda number, order: Order("PUT", full.url, order.headers, order.expires)
+        with pytest.raises(Unchecked, match="answered 507") as caught:
+            send_file(hub, file_of(tmp_path, SMALL))
+    assert "no room" in caught.value.hint
+
+
 def test_repeat_after_a_crash_sends_only_what_is_missing(hub: StoreHub, tmp_path: Path) -> None:
     def lose(number: int, order: Order) -> Order:
         return (
