@@ -29,7 +29,7 @@ from storage.manifests import PART_BYTES, hash_file
 STREAMS = 4  # up: the store checks and writes each
 QUICK_S = 10.0  # a file goes whole while the rest of it takes less: that much is lost with its sender
 LOOK_S = 1.0  # of sending, before that is judged
-READ_STREAMS = max(2, min(4, os.cpu_count() or 2))  # down: each is hashed here as it comes
+READ_STREAMS = max(3, min(4, os.cpu_count() or 3))  # down: one comes while others are hashed here
 ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
 CHECK_POLL_S = 0.05
 CHECK_WAIT_S = 600.0

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from federation.transfer import fetch, send_file
+from federation.transfer import READ_STREAMS, fetch, send_file
 from federation.wire import Upload
 from storage.blobs import BlobStore, FolderStore, store_secret
 from storage.manifests import PART_BYTES, hash_file
@@ -74,7 +74,7 @@ def measure(
         assert sha256_of(target) == sha256
 
     rows.append((f"{name}: curl to a file, then sha256", best(repeat, curl_and_hash, clear)))
-    for streams in (1, 2, 4):
+    for streams in (1, READ_STREAMS):
 
         def pull(count: int = streams) -> None:
             fetch(url, target, sha256, size, parts, parts_are_signed=True, streams=count)
@@ -89,8 +89,8 @@ def measure(
     def pull_durable() -> None:
         fetch(url, target, sha256, size, parts, parts_are_signed=True, durable=True)
 
-    rows.append((f"{name}: the same, 4 at a time, the whole checked too", best(repeat, pull_unsigned, clear)))
-    rows.append((f"{name}: every part checked, 4 at a time, then fsync", best(repeat, pull_durable, clear)))
+    rows.append((f"{name}: the same, the whole checked too", best(repeat, pull_unsigned, clear)))
+    rows.append((f"{name}: every part checked, then fsync", best(repeat, pull_durable, clear)))
     if server is not None:
         from minio import Minio
 
@@ -219,16 +219,12 @@ def main() -> None:
 
 def measure_s3(program: str, source: Path, options: argparse.Namespace) -> list[tuple[str, float]]:
     """The rows of an S3 server, started for them."""
-    from minio import Minio
-
     from storage.blobs_minio import MinioStore
 
     with s3_server(program) as server:
         store = MinioStore(server.url, server.url, "bench", server.access, server.secret)
         store.check_bucket()
-        host = server.url.removeprefix("http://")
-        client = Minio(host, access_key=server.access, secret_key=server.secret, secure=False)
-        client.fput_object("bench", "bench", str(source))
+        send_file(CheckingHub(store, "bench"), source)
         rows = [] if options.pushes else measure(program, store, server, "bench", source, options.repeat)
         return rows + measure_push(program, lambda: store, source, options.repeat)
 
