@@ -20,9 +20,11 @@ DATA = os.urandom(3_000_000)
 SHA = hashlib.sha256(DATA).hexdigest()
 WRONG = bytes([DATA[0] ^ 1]) + DATA[1:]
 PART = os.urandom(5 << 20)  # S3 refuses smaller parts but the last
+FOLDER, *S3_SERVERS = store_names()
+ON_S3 = pytest.mark.parametrize("make", S3_SERVERS, indirect=True)
 
 
-@pytest.fixture(scope="module", params=store_names())
+@pytest.fixture(scope="module", params=[FOLDER, *S3_SERVERS])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
     with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
         yield maker
@@ -324,9 +326,8 @@ def opened(store: MinioStore, bucket: str = "", secret: str = "", **options: boo
     return open_store(url, None, credentials.access_key, secret or credentials.secret_key, **options)
 
 
-def test_bucket_that_is_not_there_is_told_and_not_made_by_one_who_only_looks(store: BlobStore) -> None:
-    if not isinstance(store, MinioStore):
-        pytest.skip("a folder has no buckets")
+@ON_S3
+def test_bucket_that_is_not_there_is_told_and_not_made_by_one_who_only_looks(store: MinioStore) -> None:
     for _ in range(2):
         with pytest.raises(Unchecked, match="has no bucket other-bucket") as caught:
             opened(store, "other-bucket", make=False)
@@ -334,9 +335,8 @@ def test_bucket_that_is_not_there_is_told_and_not_made_by_one_who_only_looks(sto
     opened(store, make=False).put("probe/x", b"1")
 
 
-def test_wrong_secret_of_an_s3_server_is_told_by_its_setting(store: BlobStore) -> None:
-    if not isinstance(store, MinioStore):
-        pytest.skip("a folder's secret is the hub's own")
+@ON_S3
+def test_wrong_secret_of_an_s3_server_is_told_by_its_setting(store: MinioStore) -> None:
     with pytest.raises(Unchecked, match="E_STORE") as caught:
         opened(store, secret="another secret")
     assert "FEDHUB_STORE_SECRET_KEY" in caught.value.hint and "another secret" not in str(caught.value)
