@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -26,6 +26,7 @@ from storage.folder_parts import BOOT, append_part, check_part, note_boot, same_
 from storage.order_signing import LASTING, OrderSigner
 
 CHUNK_BYTES = 1 << 20
+STREAM_BYTES = 4 << 20  # of an object at a time: handing one to another thread costs little beside it
 MAX_KEY_BYTES = 1000
 ORDER_BYTES = 5 << 30  # the most that one order carries: S3 servers take no more in one request
 ORDER_S = 900  # seconds that an upload order lives: S3's own rule for a signed header
@@ -55,7 +56,7 @@ class BlobStore(Protocol):
     def read(self, key: str, offset: int, length: int) -> bytes:
         """Bytes from ``offset``, fewer than ``length`` only at the object's end."""
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str) -> Generator[bytes, None, None]:
         """All bytes in order, in pieces of at most a few MiB."""
 
     def size(self, key: str) -> int | None:
@@ -265,9 +266,9 @@ class FolderStore:
             stream.seek(offset)
             return stream.read(length)
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str) -> Generator[bytes, None, None]:
         with self.open(key) as stream:
-            while chunk := stream.read(CHUNK_BYTES):
+            while chunk := stream.read(STREAM_BYTES):
                 yield chunk
 
     def open(self, key: str) -> BinaryIO:

@@ -6,7 +6,7 @@ presigned GETs. Both are signed for the public address, our own requests for the
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlsplit
@@ -20,7 +20,16 @@ from minio.error import MinioException
 from minio.helpers import DictType
 from minio.signer import sign_v4_s3
 
-from storage.blobs import CHUNK_BYTES, ORDER_S, Order, blob_exists, check_key, check_parts, no_blob, no_upload
+from storage.blobs import (
+    ORDER_S,
+    STREAM_BYTES,
+    Order,
+    blob_exists,
+    check_key,
+    check_parts,
+    no_blob,
+    no_upload,
+)
 from storage.encoding import format_time
 from storage.errors import Unchecked
 
@@ -93,14 +102,14 @@ class MinioStore:
                 raise
             return b""  # past the end, like a file
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str) -> Generator[bytes, None, None]:
         yield from self._pieces(key, 0, 0)
 
     def _pieces(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         with self._errors(key):
             answer = self._client.get_object(self._bucket, check_key(key), offset=offset, length=length)
             try:
-                yield from answer.stream(CHUNK_BYTES)
+                yield from answer.stream(STREAM_BYTES)
             finally:
                 answer.close()
                 answer.release_conn()

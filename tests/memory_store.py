@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from urllib.parse import quote
 
 from storage.blobs import (
@@ -47,7 +47,7 @@ class MemoryStore:
     def read(self, key: str, offset: int, length: int) -> bytes:
         return self.get(key)[offset : offset + length]
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str) -> Generator[bytes, None, None]:
         data = self.get(key)
         for start in range(0, len(data), CHUNK_BYTES):
             yield data[start : start + CHUNK_BYTES]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from sqlmodel import Session, col, func, select
 
+from federation.ahead import ahead
 from federation.small_files import SMALL_BYTES
 from federation.stock_names import LARGEST_BYTES
 from federation.wire import SmallFiles
@@ -198,7 +199,7 @@ def _join(hub: Hub, row: PlainUploadRow) -> None:
 def hash_object(hub: Hub, key: str) -> tuple[str, int, list[str] | None]:
     """Digest, size and digests of the 32 MiB parts (None up to one part) of an object, in one read."""
     hasher = PartHasher()
-    for chunk in hub.store.stream(key):
+    for chunk in ahead(hub.store.stream(key), 1):
         hasher.update(chunk)
     return hasher.result()
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlmodel import col, select
 
+from federation.ahead import ahead
 from hub.context import Hub
 from hub.errors import not_found
 from hub.services.uploads import settle
@@ -36,7 +37,7 @@ def check_whole(hub: Hub, upload_id: str) -> UploadRow:
     found, size = hashlib.sha256(), 0
     with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
         synced = pool.submit(hub.store.sync, row.key)  # the disk writes while we read what it will hold
-        for chunk in hub.store.stream(row.key):
+        for chunk in ahead(hub.store.stream(row.key), 1):
             found.update(chunk)
             size += len(chunk)
         synced.result()
