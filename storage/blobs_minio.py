@@ -36,8 +36,8 @@ from storage.errors import Unchecked
 CONNECT_S, READ_S = 5.0, 60.0
 RETRIES = 3
 CONNECTIONS = 32
-_WRONG_KEY = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
-WRONG_KEY = "mend FEDHUB_STORE_ACCESS_KEY and FEDHUB_STORE_SECRET_KEY, or what the store lets that key do"
+_KEY_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_MEND_KEY = "mend FEDHUB_STORE_ACCESS_KEY and FEDHUB_STORE_SECRET_KEY, or what the store lets that key do"
 _MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
 
 
@@ -269,7 +269,7 @@ class MinioStore:
                 raise blob_exists(key) from error
             if error.code == "InvalidRange":
                 raise
-            hint = WRONG_KEY if error.code in _WRONG_KEY else "see its log"
+            hint = _MEND_KEY if error.code in _KEY_REFUSED else "see its log"
             raise Unchecked("E_STORE", f"the S3 store refused {key}: {error.code}", hint) from error
         except (MinioException, urllib3.exceptions.HTTPError, ValueError) as error:
             raise Unchecked(
