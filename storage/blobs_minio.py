@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from urllib.parse import quote, urlsplit
 
 import certifi
@@ -38,15 +39,12 @@ RETRIES = 3
 CONNECTIONS = 32
 _KEY_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _MEND_KEY = "mend FEDHUB_STORE_ACCESS_KEY and FEDHUB_STORE_SECRET_KEY, or what the store lets that key do"
+_COPIES_PARTS = "VERSITYGW"  # as it names itself in ``Server``
 _MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
 
 
 class MinioStore:
     """Objects of one bucket."""
-
-    one_stream = (
-        False  # S3 servers hash a stream in one thread, MD5 besides: several parts take several cores
-    )
 
     def __init__(
         self,
@@ -147,6 +145,16 @@ class MinioStore:
             raise no_blob(key)
 
     # --- orders --------------------------------------------------------------------------------------
+
+    @cached_property
+    def one_stream(self) -> bool:
+        """S3 servers hash a stream in one thread, MD5 besides, so several parts take several cores.
+
+        A server that copies every part to join them gives that back: it is asked once what it is.
+        """
+        with self._errors(f"bucket {self._bucket}"):
+            answer = self._client._execute("HEAD", self._bucket)
+        return answer.headers.get("Server") == _COPIES_PARTS
 
     def order(self, key: str, sha256: str, size: int, *, lasting: bool = False) -> Order:
         del lasting  # what an S3 server has answered for is durable
