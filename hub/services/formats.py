@@ -3,32 +3,32 @@
 Loading a pickle runs whatever program its author put in, so files that hold one are refused by content and
 never by name: a pickle renamed ``weights.safetensors`` is still a pickle, and so is one that lies behind a
 sound safetensors header. The look takes a few ranged reads of the stored file: its head, the places where a
-mark may stand, the directory of an archive, the first bytes of each member. Nothing is unpickled, extracted
-or kept.
+mark may stand, the directory of an archive, the first bytes of each member; more only of what begins as a
+pickle does (``hub.services.pickles``). Nothing is unpickled, extracted or kept.
 
 Read ``check_content`` first. What this does not do: judge text files (a ``.py`` beside a model runs only
-where a person asks for it) or look beyond the first bytes of compressed members."""
+where a person asks for it) or list the members of a compressed archive beyond its first 64 KiB.
+"""
 
 import ast
-import bz2
 import io
 import json
-import lzma
-import pickletools
 import tarfile
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
 
+from hub.services.compressed import Unreadable, unpack
+from hub.services.pickles import TooLong, is_pickle
+from hub.services.ranged import RangedFile, Reader
 from storage.errors import Refused
-
-Reader = Callable[[int, int], bytes]
-"""``read(offset, length)`` of one stored file; fewer bytes only at its end."""
 
 HEAD_BYTES = 65_536
 MAX_MEMBERS = 2_000  # of one archive
+MAX_MEMBER_BYTES = 256 << 20  # unpacked to follow what begins as a pickle
 MAX_DEPTH = 3  # archives and compressions within each other
 MAX_KERAS_BYTES = 16 << 20  # of the description of a Keras model in its archive
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, the limit of the format's own library
@@ -46,8 +46,6 @@ TO_NUMBERS = "Write numeric arrays only, with numpy.save(..., allow_pickle=False
 UNWRAP = "Push the files themselves, uncompressed."
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-# What calls something; EXT1, EXT2 and EXT4 only look into a register, empty unless the program fills it.
-_RUNS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
 
 
 def check_content(name: str, size: int, read: Reader) -> str:
@@ -132,9 +130,23 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- looking --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Member:
+    """What stands inside another file: its first bytes, and a reader that goes forward through all of it."""
+
+    name: str
+    head: bytes
+    size: int | None
+    forward: Reader
+
+
 def _look(name: str, size: int, read: Reader, depth: int) -> str:
     head = read(0, min(size, HEAD_BYTES))
-    _refuse_pickle(name, head, size)
+    _refuse_pickle(name, head, size, read)
+    return _look_further(name, head, size, read, depth)
+
+
+def _look_further(name: str, head: bytes, size: int, read: Reader, depth: int) -> str:
     if _is_hdf5(head, size, read):
         raise _refused(name, "an HDF5 file can carry Python code (Keras Lambda layers)", TO_SAFETENSORS)
     if head.startswith(b"\x93NUMPY"):
@@ -146,68 +158,45 @@ def _look(name: str, size: int, read: Reader, depth: int) -> str:
     if _is_tar(head):
         _look_into(name, _tar_members(name, size, read), depth)
         return "archive"
-    inside = _decompressed(name, head)
-    if inside is not None:
-        _look_into(name, iter([(f"{name} (decompressed)", inside)]), depth)
+    if _look_into_compressed(name, head, size, read, depth):
         return "compressed"
     return "plain"
 
 
-def _look_into(name: str, members: Iterator[tuple[str, bytes]], depth: int) -> None:
+def _look_into(name: str, members: Iterator[_Member], depth: int) -> None:
     if depth + 1 >= MAX_DEPTH:
         raise _refused(name, "archives are nested too deep to be looked into", UNWRAP)
-    for member, head in members:
-        _look(member, len(head), lambda offset, length, head=head: head[offset : offset + length], depth + 1)  # type: ignore[misc]
+    for member in members:
+        head = member.head
+        _refuse_pickle(member.name, head, member.size, member.forward)
+        _look_further(member.name, head, len(head), partial(_within, head), depth + 1)
 
 
-def _refuse_pickle(name: str, head: bytes, size: int) -> None:
-    if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
-        raise _refused(name, "it is a pickle, which runs code when it is loaded", TO_SAFETENSORS)
+def _within(head: bytes, offset: int, length: int) -> bytes:
+    return head[offset : offset + length]
+
+
+def _look_into_compressed(name: str, head: bytes, size: int, read: Reader, depth: int) -> bool:
+    try:
+        inside = unpack(head, size, read)
+        if inside is not None:
+            member = _Member(f"{name} (decompressed)", inside.read(0, HEAD_BYTES), None, inside.read)
+            _look_into(name, iter([member]), depth)
+    except Unreadable as error:
+        raise _refused(name, str(error), UNWRAP) from error
+    return inside is not None
+
+
+def _refuse_pickle(name: str, head: bytes, size: int | None, read: Reader) -> None:
     if head.startswith(b"ZF0x"):
         raise _refused(name, "it is a joblib file, which holds a pickle", TO_SAFETENSORS)
-    if _is_old_pickle(head, size):
-        raise _refused(
-            name, "it is a pickle of protocol 0 or 1, which runs code when it is loaded", TO_SAFETENSORS
-        )
-
-
-def _is_old_pickle(head: bytes, size: int) -> bool:
-    """Whether the bytes are instructions of protocol 0 or 1, which begin with no mark of their own.
-
-    They count when a loader could follow them (nothing is taken from an empty stack) and they call something
-    and end, or make up the whole file, or call something and fill the whole window.
-    """
-    stream = io.BytesIO(head)
-    stack: list[bool] = []  # True for a mark
-    runs = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # odd escapes in what may be any text
-        try:
-            for opcode, _argument, _position in pickletools.genops(stream):
-                if not _follow(opcode, stack):
-                    return False
-                runs = runs or opcode.name in _RUNS
-                if opcode.name == "STOP":
-                    return runs or (stream.tell() == size and size > 2)
-        except (ValueError, IndexError, OverflowError):
-            return runs and len(head) < size and stream.tell() == len(head)
-    return False
-
-
-def _follow(opcode: Any, stack: list[bool]) -> bool:
-    taken = opcode.stack_before
-    if pickletools.markobject in taken:
-        while stack and not stack[-1]:
-            stack.pop()
-        if not stack:
-            return False
-        stack.pop()
-        taken = taken[: taken.index(pickletools.markobject)]
-    if len(stack) < len(taken):
-        return False
-    del stack[len(stack) - len(taken) :]
-    stack.extend(item is pickletools.markobject for item in opcode.stack_after)
-    return True
+    try:
+        found = is_pickle(head, size, read)
+    except TooLong as error:
+        rule = "it begins with instructions of a pickle, more than are followed"
+        raise _refused(name, rule, TO_SAFETENSORS) from error
+    if found:
+        raise _refused(name, "it is a pickle, which runs code when it is loaded", TO_SAFETENSORS)
 
 
 def _refuse_object_array(name: str, head: bytes) -> None:
@@ -287,39 +276,9 @@ def _is_zip(head: bytes, size: int, read: Reader) -> bool:
     return at >= 0 and len(tail) - at >= 22 and at + 22 + comment == len(tail)
 
 
-class _Ranged(io.RawIOBase):
-    """A stored file as Python's archive readers want it: seekable, read by ranges."""
-
-    def __init__(self, size: int, read: Reader) -> None:
-        self._size, self._read, self._position = size, read, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), max(0, self._size - self._position))
-        if length == 0:
-            return 0
-        data = self._read(self._position, length)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-def _zip_members(name: str, size: int, read: Reader) -> Iterator[tuple[str, bytes]]:
+def _zip_members(name: str, size: int, read: Reader) -> Iterator[_Member]:
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Ranged(size, read), HEAD_BYTES)) as archive:
+        with zipfile.ZipFile(io.BufferedReader(RangedFile(size, read), HEAD_BYTES)) as archive:
             members = archive.infolist()
             if len(members) > MAX_MEMBERS:
                 raise _refused(name, f"it holds {len(members)} members, more than {MAX_MEMBERS}", UNWRAP)
@@ -328,40 +287,34 @@ def _zip_members(name: str, size: int, read: Reader) -> Iterator[tuple[str, byte
                     if member.filename == "config.json":
                         _refuse_keras(name, stream.read(MAX_KERAS_BYTES + 1))
                         stream.seek(0)
-                    yield f"{name}/{member.filename}", stream.read(HEAD_BYTES)
+                    yield _member(f"{name}/{member.filename}", stream, member.file_size)
     except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError, zlib.error) as error:
         raise _refused(name, "it looks like a zip archive and cannot be read as one", UNWRAP) from error
 
 
-def _tar_members(name: str, size: int, read: Reader) -> Iterator[tuple[str, bytes]]:
+def _tar_members(name: str, size: int, read: Reader) -> Iterator[_Member]:
     try:
-        with tarfile.open(fileobj=io.BufferedReader(_Ranged(size, read), HEAD_BYTES), mode="r:") as archive:
+        with tarfile.open(
+            fileobj=io.BufferedReader(RangedFile(size, read), HEAD_BYTES), mode="r:"
+        ) as archive:
             for count, member in enumerate(archive):
                 if count >= MAX_MEMBERS:
                     raise _refused(name, f"it holds more than {MAX_MEMBERS} members", UNWRAP)
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
-                    yield f"{name}/{member.name}", stream.read(HEAD_BYTES)
+                    yield _member(f"{name}/{member.name}", stream, member.size)
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
         raise _refused(name, "it looks like a tar archive and cannot be read as one", UNWRAP) from error
 
 
-def _decompressed(name: str, head: bytes) -> bytes | None:
-    """The first bytes inside a compressed file, or None for a file that is not one."""
-    if head.startswith((b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")):
-        raise _refused(name, "it is compressed (lz4 or zstd), so its content cannot be looked at", UNWRAP)
-    try:
-        if head.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
-        if head.startswith(b"BZh"):
-            return bz2.BZ2Decompressor().decompress(head, HEAD_BYTES)
-        if head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
-            return lzma.LZMADecompressor(memlimit=128 << 20).decompress(head, HEAD_BYTES)
-        if len(head) > 2 and head[0] == 0x78 and (head[0] << 8 | head[1]) % 31 == 0:
-            return zlib.decompressobj().decompress(head, HEAD_BYTES)
-    except (zlib.error, OSError, EOFError, lzma.LZMAError, ValueError):
-        return None  # the magic was chance: no reader of that format opens it either
-    return None
+def _member(name: str, stream: IO[bytes], size: int) -> _Member:
+    def forward(offset: int, length: int) -> bytes:
+        if offset > MAX_MEMBER_BYTES:
+            raise TooLong
+        stream.seek(offset)
+        return stream.read(length)
+
+    return _Member(name, stream.read(HEAD_BYTES), size, forward)
 
 
 def _refused(name: str, found: str, hint: str) -> Refused:

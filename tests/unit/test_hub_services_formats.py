@@ -6,9 +6,11 @@ import io
 import json
 import lzma
 import pickle
+import random
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -87,6 +89,70 @@ def test_pickle_longer_than_the_window_is_refused() -> None:
 )
 def test_pickle_in_a_wrapper_is_refused(wrap: object) -> None:
     assert "pickle" in reason("model.bin", wrap(pickle.dumps(Calls()))).message  # type: ignore[operator]
+
+
+CALL = b"cos\nsystem\n(S'id'\ntR."
+PADDED = b"S'" + b"a" * 3_000_000 + b"'\n0" + CALL
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        bytes,
+        gzip.compress,
+        zlib.compress,
+        lambda data: b"\x58\x85" + zlib.compress(data, wbits=13)[2:],
+        bz2.compress,
+        lzma.compress,
+        lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
+        lambda data: lzma.compress(
+            data, lzma.FORMAT_ALONE, filters=[{"id": lzma.FILTER_LZMA1, "lc": 1, "lp": 1, "pb": 0}]
+        ),
+        lambda data: zipped(model=data),
+        lambda data: tarred("model", data),
+        lambda data: gzip.compress(b"") * 50 + bytes(70_000) + gzip.compress(data),
+        lambda data: bz2.compress(b"") + bz2.compress(data),
+        lambda data: lzma.compress(b"") + lzma.compress(data),
+        lambda data: gzip.compress(data)[:-8] + b"broken at the end",
+    ],
+)
+def test_call_far_inside_is_found(wrap: Callable[[bytes], bytes]) -> None:
+    assert "is a pickle" in reason("model.bin", wrap(PADDED)).message
+
+
+def test_call_in_a_block_that_gives_its_first_byte_at_its_end_is_found() -> None:
+    data = bz2.compress(CALL + random.Random(1).randbytes(800_000))
+    assert "is a pickle" in reason("model.bz2", data).message
+
+
+def test_call_before_a_fault_is_found() -> None:
+    data = bytearray(gzip.compress(CALL.ljust(5000, b"N") + random.Random(1).randbytes(20_000)))
+    data[6_000:] = b"\xff" * 20_000
+    assert "is a pickle" in reason("model.gz", bytes(data)).message
+
+
+def test_what_takes_much_to_unpack_is_refused_and_not_taken_for_something_else() -> None:
+    large = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29}]
+    assert "memory" in reason("m.xz", lzma.compress(CALL, filters=large)).message
+    empty = gzip.compress(b"")
+    named = empty[:3] + b"\x08" + empty[4:10] + b"name" * 250 + b"\0" + empty[10:]
+    assert gzip.decompress(named) == b""
+    assert "nothing comes out" in reason("m.gz", named * 5000).message
+    assert "more" in reason("m.gz", (empty * 1000 + gzip.compress(b"N")) * 110).message
+    words = gzip.compress(b"V" + bytes(300 << 20), 1)
+    assert "more" in reason("m.gz", words).message
+
+
+@pytest.mark.parametrize("text", [b"The quick brown fox. ", b"Version 1.0\n", b"Bread, butter\n", b"I am. "])
+@pytest.mark.parametrize("wrap", [gzip.compress, bz2.compress, lzma.compress, lambda data: zipped(a=data)])
+def test_compressed_text_is_not_taken_for_a_pickle(text: bytes, wrap: Callable[[bytes], bytes]) -> None:
+    assert look("texts.csv.gz", wrap(text * 20_000)) in ("compressed", "archive")
+
+
+def test_bytes_that_look_compressed_by_chance_are_plain() -> None:
+    for head in (b"\x78\x9c", b"\x1f\x8b", b"BZh9", b"\x5d\x00\x00\x80\x00" + b"\xff" * 8, bytes(20)):
+        assert look("weights.bin", head + b"\xff" * 5000) == "plain"
+    assert look("zeros.bin", bytes(100_000)) in ("plain", "compressed")
 
 
 def test_torch_archive_is_refused_with_the_way_to_convert_it() -> None:
