@@ -34,6 +34,7 @@ PASSING = frozenset(
         *ON_THE_WAY,
         "E_HUB_UNREACHABLE",
         "E_HUB_ANSWER",
+        "E_HUB_FULL",
         "E_STORE_UNREACHABLE",
         "E_UPLOAD_CHECKING",
         "E_BUSY",

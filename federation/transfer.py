@@ -224,8 +224,10 @@ def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: i
             "nothing was stored: send it again when it rests",
         )
     if status in (0, 403, 404, 408, 429) or status >= 500:  # 403, 404: the order or its upload has expired
-        hint = "the store has no room: tell the hub's operator" if status == 507 else "is the store up?"
-        raise Unchecked("E_STORE_UNREACHABLE", f"{path.name} to {origin_of(order.url)}: {reason}", hint)
+        code, hint = "E_STORE_UNREACHABLE", "is the store up?"
+        if status == 507:
+            code, hint = "E_HUB_FULL", "the store has no room: tell the hub's operator"
+        raise Unchecked(code, f"{path.name} to {origin_of(order.url)}: {reason}", hint)
     raise Refused("E_STORE_REFUSED", f"{path.name}: {origin_of(order.url)} {reason}", status=status)
 
 

@@ -25,6 +25,7 @@ from federation.lifeline import plain_environment, python_command
 from hub import __version__
 from hub.api.app import create_app, create_download_app, near_store_of, open_hub, store_secret_of
 from hub.context import Hub, NodeRegistry
+from hub.errors import no_room
 from hub.logs import log_as_json
 from hub.services.alliance import hub_info
 from hub.services.store_check import ensure_safe
@@ -222,7 +223,7 @@ class Children:
         if settings.superlink == "child":
             self._makers["superlink"] = lambda: start_superlink(settings, hub)
         self._alive: dict[str, Child] = {}
-        self._failure: Unchecked | None = None
+        self._failure: Unchecked | OSError | None = None
         self._started = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fedhub-children", daemon=True)
@@ -239,7 +240,7 @@ class Children:
         """
         self._started.wait()
         if self._failure is not None:
-            raise self._failure
+            raise no_room(self._failure) or self._failure
 
     def stop(self) -> None:
         """End all children."""
@@ -250,7 +251,7 @@ class Children:
         try:
             for name, make in self._makers.items():
                 self._alive[name] = make()
-        except Unchecked as error:
+        except (Unchecked, OSError) as error:
             self._failure = error
             self._stop.set()
         self._started.set()
@@ -270,7 +271,7 @@ class Children:
             try:
                 self._alive[name] = self._makers[name]()
                 return
-            except Unchecked as error:
+            except (Unchecked, OSError) as error:  # on a full disk as well: this thread holds all others
                 _log.error("%s does not start: %s", name, error)
             self._stop.wait(pause_s)
             pause_s = min(pause_s * 2, RESTART_MAX_S)

@@ -183,6 +183,8 @@ class Visit(socketserver.BaseRequestHandler):
         }
         if error.code == "E_RANGE":
             headers["Content-Range"] = error.hint
+        if error.code == "E_HUB_FULL":
+            headers["X-Error-Message"] = error.message  # stock Hugging Face clients show nothing else
         connection.answer(status, headers, body)
         connection.linger()
 
@@ -221,7 +223,7 @@ class Visit(socketserver.BaseRequestHandler):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise Refused(
-                "E_DISK_FULL", f"the store has no room for the {place.size} bytes of {key}", status=507
+                "E_HUB_FULL", f"the store has no room for the {place.size} bytes of {key}", status=507
             ) from error
         finally:
             incoming.unlink(missing_ok=True)

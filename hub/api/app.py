@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
+from sqlalchemy.exc import DBAPIError
 
 from federation.home import Home, Place
 from federation.wire import Problem
@@ -40,6 +41,7 @@ from hub.api.problems import add_problems
 from hub.api.quick import QuickPaths, quick_routes
 from hub.context import Hub, NodeRegistry
 from hub.database import Database
+from hub.errors import no_room
 from hub.keys import HubKeys, keys_of
 from hub.ledger import Ledger, Publisher
 from hub.services import alliance as members
@@ -83,15 +85,22 @@ def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
         nodes: SuperLink's list of nodes; None: no runs can start.
     Raises:
         Unchecked: a setting is wrong, or a part cannot be opened.
-        FedhubError: ``E_LOG_FORK``, the database is not the one that the published log was made from.
+        FedhubError: ``E_LOG_FORK``, the database is not the one that the published log was made from;
+            ``E_HUB_FULL``.
     """
-    keys = keys_of(settings)
-    database = Database(settings.database, busy_s=settings.database_busy_s, pool=settings.database_pool)
     try:
-        return _open(settings, keys, database, nodes)
-    except BaseException:
-        database.close()
-        raise
+        keys = keys_of(settings)
+        database = Database(settings.database, busy_s=settings.database_busy_s, pool=settings.database_pool)
+        try:
+            return _open(settings, keys, database, nodes)
+        except BaseException:
+            database.close()
+            raise
+    except (OSError, DBAPIError) as error:
+        full = no_room(error)
+        if full is None:
+            raise
+        raise full from error
 
 
 def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegistry | None) -> Hub:

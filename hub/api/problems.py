@@ -14,9 +14,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from federation.wire import Problem
-from hub.errors import status_of
+from hub.api.client_errors import ClientRoute
+from hub.errors import no_room, status_of
 from storage.causes import find_cause
-from storage.errors import FedhubError, Refused
+from storage.errors import FedhubError, Refused, Unchecked
 
 TITLES = {
     400: "Malformed request",
@@ -79,10 +80,10 @@ def answer_error(error: FedhubError) -> JSONResponse:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route declares for OpenAPI: these statuses answer with a problem.
 
-    Every route may also answer 401, 403, 422, 429 and 503.
+    Every route may also answer 401, 403, 422, 429, 503 and 507.
     """
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    found = sorted({401, 403, 422, 429, 503, *statuses})
+    found = sorted({401, 403, 422, 429, 503, 507, *statuses})
     return {status: {"description": TITLES[status], "content": content} for status in found}
 
 
@@ -91,10 +92,13 @@ def add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(FedhubError)
     def known(request: Request, error: FedhubError) -> Response:
-        return _for_reader(request, answer_error(error))
+        return _told(request, error)
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> Response:
+        route = request.scope.get("route")
+        if isinstance(route, ClientRoute):
+            return route.malformed(error)
         return _for_reader(request, _validation(error))
 
     @app.exception_handler(HTTPException)
@@ -106,9 +110,19 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(OperationalError)
     @app.exception_handler(PoolTimeout)
     def database_away(request: Request, error: DBAPIError | PoolTimeout) -> Response:
+        full = no_room(error)
+        if full is not None:
+            return _told(request, full)
         _log.error("database: %s", type(error).__name__, exc_info=error)
-        answer = problem(503, "E_DATABASE", "the hub's database does not answer", "Try again in a moment.")
-        return _for_reader(request, answer)
+        away = Unchecked("E_DATABASE", "the hub's database does not answer", "Try again in a moment.")
+        return _told(request, away)
+
+    @app.exception_handler(OSError)
+    def disk_full(request: Request, error: OSError) -> Response:
+        full = no_room(error)
+        if full is None:
+            raise error  # ``unknown`` tells it
+        return _told(request, full)
 
     @app.exception_handler(DataError)
     def unfit(request: Request, error: DataError) -> Response:
@@ -124,6 +138,14 @@ def add_problems(app: FastAPI) -> None:
             500, "E_INTERNAL", "the hub failed; nothing was changed", "Tell the operator the X-Request-Id."
         )
         return _for_reader(request, answer)
+
+
+def _told(request: Request, error: FedhubError) -> Response:
+    """The answer in the form that the route's clients read."""
+    route = request.scope.get("route")
+    if isinstance(route, ClientRoute):
+        return route.refuse(request, error)
+    return _for_reader(request, answer_error(error))
 
 
 def _for_reader(request: Request, answer: JSONResponse) -> Response:

@@ -16,7 +16,7 @@ from typing import cast
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,7 @@ from hub.api.huggingface import files, repos
 from hub.api.huggingface.refusals import refusal
 from hub.api.lane import Lanes
 from hub.context import Hub
+from hub.errors import no_room
 from storage.errors import FedhubError
 
 # What a request gets; with ``brief``, None where the answer would take more than a few reads.
@@ -75,7 +76,7 @@ class QuickPaths:
         given = partial(work, self._hub, Request(scope), message.get("body", b""))
         try:
             done = await self._lanes.writes.do(given)
-        except (FedhubError, SQLAlchemyError, ValidationError):
+        except (FedhubError, SQLAlchemyError, OSError, ValidationError):
             return None  # nothing is written: the application's to tell
         scope["route"] = route
         return done
@@ -128,5 +129,10 @@ def _stock(answer: Answer) -> Answer:
             return answer(hub, request, brief)
         except FedhubError as error:
             return refusal(request, error)
+        except (OSError, OperationalError) as error:
+            full = no_room(error)
+            if full is None:
+                raise
+            return refusal(request, full)
 
     return work

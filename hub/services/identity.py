@@ -18,13 +18,13 @@ from typing import Any, Literal, cast
 import jwt
 from sqlalchemy import bindparam, delete
 from sqlalchemy import select as rows_of
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, SQLModel, col, select
 
 from federation import wire
 from hub.access import ANONYMOUS, COORDINATOR, Actor, KeyRole, Thing, decide
 from hub.context import Hub
-from hub.errors import bad_field, not_found
+from hub.errors import bad_field, no_room, not_found
 from hub.glances import Glance
 from hub.services.remembering import keep_token
 from hub.tables import InstitutionRow, PersonalTokenRow, SeenAssertionRow
@@ -244,11 +244,16 @@ def _personal_actor(hub: Hub, glance: Glance, token: str) -> Actor:
 
 def _note_use(hub: Hub, glance: Glance, token_id: str, now: int) -> None:
     glance.let_go()  # one connection at a time
-    with hub.database.session_scope() as writer:
-        used = writer.get(PersonalTokenRow, token_id)
-        if used is not None:
-            used.last_used_at = now
-            writer.add(used)
+    try:
+        with hub.database.session_scope() as writer:
+            used = writer.get(PersonalTokenRow, token_id)
+            if used is not None:
+                used.last_used_at = now
+                writer.add(used)
+    except OperationalError as error:
+        if no_room(error) is None:
+            raise
+        _log.warning("the use of a token is not noted: %s", no_room(error))  # who only reads, reads on
 
 
 def _approved_role(name: str, member: Any) -> str:

@@ -18,7 +18,9 @@ import pytest
 from federation.client import HubClient
 from federation.home import Home
 from federation.lifeline import python_command
+from storage.errors import Unchecked
 from tests.hubs import ORIGIN
+from tests.small_disks import empty, fill, small_disk
 
 ROOT = Path(__file__).parents[2]
 PORTS = ("PORT", "DOWNLOAD_PORT", "BLOB_PORT", "FLEET_PORT", "CONTROL_PORT")
@@ -144,6 +146,30 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
         os.kill(before, signal.SIGKILL)
         assert wait(lambda: before not in hub.children().values() and len(hub.children()) == 1)
         assert hub.end() == 0
+
+
+def test_a_hub_on_a_full_disk_says_so_lives_on_and_is_not_started_half(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, 4096):
+        with hub_process(tmp_path, DATA_DIR=str(disk)) as hub:
+            told = hub.ready()
+            children = hub.children()
+            fill(disk)
+            with operator(told, tmp_path) as client:
+                with pytest.raises(Unchecked, match="E_HUB_FULL"):
+                    client.whoami()
+                empty(disk)
+                assert client.whoami().role == "operator"
+            assert hub.children() == children and hub.end() == 0
+        fill(disk)
+        with hub_process(tmp_path, DATA_DIR=str(disk)) as hub:
+            assert hub.popen.wait(60) == 2
+            said = hub.log.read_text() + (hub.popen.stdout.read() if hub.popen.stdout else "")
+        assert "E_HUB_FULL" in said and "no room" in said
+        empty(disk)
+        with hub_process(tmp_path, DATA_DIR=str(disk)) as hub, operator(hub.ready(), tmp_path) as client:
+            assert client.whoami().role == "operator"
 
 
 @pytest.mark.parametrize("name", ["PORT", "DOWNLOAD_PORT", "BLOB_PORT", "FLEET_PORT", "CONTROL_PORT"])

@@ -124,7 +124,7 @@ def test_store_without_room_is_told_as_that(
     monkeypatch.setattr("federation.transfer.ATTEMPTS", 2)
     with OddServer(lambda path, asked, n: (507, {}, b"")) as full:
         hub.spoil = lambda number, order: Order("PUT", full.url, order.headers, order.expires)
-        with pytest.raises(Unchecked, match="answered 507") as caught:
+        with pytest.raises(Unchecked, match=r"E_HUB_FULL: .*answered 507") as caught:
             send_file(hub, file_of(tmp_path, SMALL))
     assert "no room" in caught.value.hint
 

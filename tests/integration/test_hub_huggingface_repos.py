@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from storage.errors import FedhubError
+from hub.services import drafts
+from storage.errors import FedhubError, Unchecked
 from tests.alliances import ENGINES, FIRM, LABS, OWNER, AllianceInProcess, open_alliance, weights
 from tests.stock_http import Stock
 
@@ -108,6 +110,32 @@ def test_new_repository_is_gated_empty_and_told_by_its_address(owner: Stock) -> 
     assert (
         owner.create(f"{OWNER}/fresh-data", "dataset").json()["url"].endswith(f"/datasets/{OWNER}/fresh-data")
     )
+
+
+def test_repository_that_cannot_be_made_to_the_end_is_not_there(
+    owner: Stock, alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(key: str, data: bytes, **options: bool) -> None:
+        raise Unchecked("E_STORE", "the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alliance.hub.store, "put", away)
+        answer = owner.create(f"{OWNER}/half")
+    assert (answer.status_code, answer.json()["code"]) == (503, "E_STORE")
+    assert owner.api(f"{OWNER}/half").status_code == 404
+    assert owner.create(f"{OWNER}/half").status_code == 200
+
+
+def test_database_that_is_away_is_told_as_stock_clients_read_it(
+    owner: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_args: object, **_options: object) -> None:
+        raise OperationalError("INSERT hunter2", {}, Exception("away"))
+
+    monkeypatch.setattr(drafts, "create", away)
+    answer = owner.create(f"{OWNER}/never")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "does not answer" in answer.headers["x-error-message"] and "hunter2" not in answer.text
 
 
 def test_repository_that_exists_is_a_conflict_with_its_address(owner: Stock) -> None:

@@ -5,7 +5,6 @@ import html
 import itertools
 import mmap
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from storage.errors import Unchecked
 from tests.alliances import OWNER, Journey
 from tests.fault_stage import TROUBLED, Stage, open_stage
 from tests.round_hub import PARAMETERS
+from tests.small_disks import fill, small_disk
 
 Inject = Callable[[Stage, pytest.MonkeyPatch], None]
 
@@ -80,14 +80,8 @@ def as_anybody() -> Iterator[None]:
 def full(stage: Stage, name: str) -> Path:
     """A folder of the troubled site on a disk of its own, which has no byte left."""
     folder = stage.troubled.home.site / name
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    stage.undo.callback(subprocess.run, ["umount", str(folder)], check=True)
-    with pytest.raises(OSError, match="No space left"):
-        (folder / "filler").write_bytes(bytes(1 << 17))
+    stage.undo.enter_context(small_disk(folder, 64))
+    fill(folder)
     return folder
 
 

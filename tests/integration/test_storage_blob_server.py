@@ -265,7 +265,7 @@ def test_full_disk_is_said_and_leaves_nothing(
     monkeypatch.setattr(storage.blob_server, "_receive", full)
     answer = talk(server, head_of(store.order("a", SHA, len(DATA)), len(DATA)), DATA)
     assert answer.startswith(b"HTTP/1.1 507")
-    assert b"E_DISK_FULL" in answer
+    assert b"E_HUB_FULL" in answer and b"X-Error-Message: the store has no room" in answer
     assert store.size("a") is None
     assert not list((store.path("x").parent / ".incoming").iterdir())
 

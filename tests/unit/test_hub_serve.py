@@ -1,10 +1,13 @@
-"""Ports of the hub's process, before anything is started."""
+"""Ports of the hub's process, before anything is started, and its children where the system gives them nothing."""
 
+import errno
 import socket
+import threading
+from typing import Any, cast
 
 import pytest
 
-from hub.serve import bind, check_free, settle_ports
+from hub.serve import Children, bind, check_free, settle_ports
 from hub.settings import load_settings
 from storage.errors import Unchecked
 
@@ -58,3 +61,56 @@ def test_ports_of_children_that_will_not_be_started_are_not_looked_at() -> None:
                 store_url="s3+http://s:9000/b",
             )
         )
+
+
+# --- children -----------------------------------------------------------------------------------------------
+
+
+class Dead:
+    """A child that has ended."""
+
+    running = False
+
+    def stop(self) -> None:
+        """Nothing is left to end."""
+
+
+class Lives(Dead):
+    running = True
+
+
+def children(monkeypatch: pytest.MonkeyPatch, *, first: Any) -> tuple[Children, threading.Event]:
+    """A SuperLink that the disk has room for at the third try; ``first``: what the first one gives."""
+    there, tries = threading.Event(), iter([first, OSError(errno.ENOSPC, "No space left on device"), Lives()])
+
+    def start(*_given: object) -> Dead:
+        found = next(tries)
+        if isinstance(found, OSError):
+            raise found
+        if found.running:
+            there.set()
+        return cast(Dead, found)
+
+    monkeypatch.setattr("hub.serve.start_superlink", start)
+    settings = load_settings(superlink="child", store_url="s3+http://s:9000/b")
+    return Children(settings, cast(Any, None)), there
+
+
+def test_a_child_that_finds_no_room_is_tried_again_and_the_others_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, there = children(monkeypatch, first=Dead())
+    found.start()
+    found.wait_started()
+    assert there.wait(30)
+    found.stop()
+
+
+def test_a_start_without_room_for_a_child_is_told_and_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, _there = children(monkeypatch, first=OSError(errno.ENOSPC, "No space left on device"))
+    found.start()
+    with pytest.raises(Unchecked, match="E_HUB_FULL"):
+        found.wait_started()
+    found.stop()
