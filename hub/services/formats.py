@@ -6,8 +6,8 @@ sound safetensors header. The look takes a few ranged reads of the stored file: 
 mark may stand, the directory of an archive, the first bytes of each member; more only of what begins as a
 pickle does (``hub.services.pickles``). Nothing is unpickled, extracted or kept.
 
-Read ``check_content`` first. What this does not do: judge text files (a ``.py`` beside a model runs only
-where a person asks for it) or list the members of a compressed archive beyond its first 64 KiB.
+Read ``check_content`` first. What this does not do: judge text files; a ``.py`` beside a model runs only
+where a person asks for it.
 """
 
 import ast
@@ -19,9 +19,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from hub.services.compressed import Unreadable, unpack
+from hub.services.compressed import UNPACKED_BYTES, Unreadable, unpack
 from hub.services.pickles import TooLong, is_pickle
 from hub.services.ranged import RangedFile, Reader
 from storage.errors import Refused
@@ -156,7 +156,8 @@ def _look_further(name: str, head: bytes, size: int, read: Reader, depth: int) -
         _look_into(name, _zip_members(name, size, read), depth)
         return "archive"
     if _is_tar(head):
-        _look_into(name, _tar_members(name, size, read), depth)
+        stored = io.BufferedReader(RangedFile(size, read), HEAD_BYTES)
+        _look_into(name, _tar_members(name, stored, "r:"), depth)
         return "archive"
     if _look_into_compressed(name, head, size, read, depth):
         return "compressed"
@@ -179,12 +180,17 @@ def _within(head: bytes, offset: int, length: int) -> bytes:
 def _look_into_compressed(name: str, head: bytes, size: int, read: Reader, depth: int) -> bool:
     try:
         inside = unpack(head, size, read)
-        if inside is not None:
-            member = _Member(f"{name} (decompressed)", inside.read(0, HEAD_BYTES), None, inside.read)
-            _look_into(name, iter([member]), depth)
+        if inside is None:
+            return False
+        first = inside.read(0, HEAD_BYTES)
+        if _is_tar(first) and (again := unpack(head, size, read)):  # it reads forward only
+            _refuse_pickle(name, first, None, inside.read)
+            _look_into(name, _tar_members(name, RangedFile(UNPACKED_BYTES, again.read), "r|"), depth)
+        else:
+            _look_into(name, iter([_Member(f"{name} (decompressed)", first, None, inside.read)]), depth)
+        return True
     except Unreadable as error:
         raise _refused(name, str(error), UNWRAP) from error
-    return inside is not None
 
 
 def _refuse_pickle(name: str, head: bytes, size: int | None, read: Reader) -> None:
@@ -292,11 +298,9 @@ def _zip_members(name: str, size: int, read: Reader) -> Iterator[_Member]:
         raise _refused(name, "it looks like a zip archive and cannot be read as one", UNWRAP) from error
 
 
-def _tar_members(name: str, size: int, read: Reader) -> Iterator[_Member]:
+def _tar_members(name: str, file: io.IOBase, mode: Literal["r:", "r|"]) -> Iterator[_Member]:
     try:
-        with tarfile.open(
-            fileobj=io.BufferedReader(RangedFile(size, read), HEAD_BYTES), mode="r:"
-        ) as archive:
+        with tarfile.open(fileobj=file, mode=mode) as archive:
             for count, member in enumerate(archive):
                 if count >= MAX_MEMBERS:
                     raise _refused(name, f"it holds more than {MAX_MEMBERS} members", UNWRAP)
@@ -308,13 +312,20 @@ def _tar_members(name: str, size: int, read: Reader) -> Iterator[_Member]:
 
 
 def _member(name: str, stream: IO[bytes], size: int) -> _Member:
+    head = stream.read(HEAD_BYTES)
+    at = len(head)
+
     def forward(offset: int, length: int) -> bytes:
+        nonlocal at
         if offset > MAX_MEMBER_BYTES:
             raise TooLong
-        stream.seek(offset)
-        return stream.read(length)
+        while at < offset and (skipped := stream.read(min(offset - at, 1 << 20))):
+            at += len(skipped)
+        found = stream.read(length)
+        at += len(found)
+        return found
 
-    return _Member(name, stream.read(HEAD_BYTES), size, forward)
+    return _Member(name, head, size, forward)
 
 
 def _refused(name: str, found: str, hint: str) -> Refused:

@@ -120,6 +120,23 @@ def test_call_far_inside_is_found(wrap: Callable[[bytes], bytes]) -> None:
     assert "is a pickle" in reason("model.bin", wrap(PADDED)).message
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_every_member_of_a_compressed_tar_is_looked_at(compress: Callable[[bytes], bytes]) -> None:
+    images = {f"{n}.bin": random.Random(n).randbytes(30_000) for n in range(20)}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in (images | {"weights": PADDED}).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    found = reason("data.tar.gz", compress(stream.getvalue()))
+    assert "data.tar.gz/weights" in found.message and "is a pickle" in found.message
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as archive:
+        end = archive.getmember("weights").offset
+    assert look("data.tar.gz", compress(stream.getvalue()[:end] + bytes(10_240))) == "compressed"
+
+
 def test_call_in_a_block_that_gives_its_first_byte_at_its_end_is_found() -> None:
     data = bz2.compress(CALL + random.Random(1).randbytes(800_000))
     assert "is a pickle" in reason("model.bz2", data).message
