@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, Literal
 
+from hub.services.arrow_types import SCHEMA_BYTES, TooLarge, names_pickled_type
 from hub.services.compressed import UNPACKED_BYTES, Unreadable, unpack
 from hub.services.pickles import TooLong, is_pickle
 from hub.services.ranged import RangedFile, Reader
@@ -43,6 +44,7 @@ TO_SAFETENSORS = (
     "Load it once where you trust it, write the tensors with safetensors.torch.save_file and push that file."
 )
 TO_NUMBERS = "Write numeric arrays only, with numpy.save(..., allow_pickle=False), or safetensors."
+TO_COLUMNS = "Write it with columns of Arrow's own types only, in several files if they are many."
 UNWRAP = "Push the files themselves, uncompressed."
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -149,6 +151,7 @@ def _look(name: str, size: int, read: Reader, depth: int) -> str:
 def _look_further(name: str, head: bytes, size: int, read: Reader, depth: int) -> str:
     if _is_hdf5(head, size, read):
         raise _refused(name, "an HDF5 file can carry Python code (Keras Lambda layers)", TO_SAFETENSORS)
+    _refuse_pickled_types(name, head, size, read)
     if head.startswith(b"\x93NUMPY"):
         _refuse_object_array(name, head)
         return "npy"
@@ -229,6 +232,16 @@ def _holds_objects(described: Any) -> bool:
             return _holds_objects(described[1])
         return any(_holds_objects(field) for field in described)
     return True
+
+
+def _refuse_pickled_types(name: str, head: bytes, size: int, read: Reader) -> None:
+    try:
+        found = names_pickled_type(head, size, read)
+    except TooLarge as error:
+        raise _refused(name, f"its schema is larger than {SCHEMA_BYTES} bytes", TO_COLUMNS) from error
+    if found:
+        rule = "its schema names a column type that is described by a pickle (CVE-2023-47248)"
+        raise _refused(name, rule, TO_COLUMNS)
 
 
 def _refuse_keras(name: str, description: bytes) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from hub.services.formats import HEAD_BYTES, check_content, check_safetensors
 from storage.errors import Refused
+from tests.unit.test_hub_services_arrow_types import PARQUET
 
 
 def look(name: str, data: bytes) -> str:
@@ -280,6 +281,11 @@ def test_archive_with_a_description_that_keras_does_not_read_is_an_archive() -> 
             == "archive"
         )
     assert "larger than" in reason("m.zip", keras(b" " * ((16 << 20) + 1))).message
+
+
+def test_table_with_a_column_that_a_pickle_describes_is_refused() -> None:
+    found = reason("train.parquet", PARQUET)
+    assert "CVE-2023-47248" in found.message and "columns" in found.hint
 
 
 def test_hdf5_is_refused() -> None:
