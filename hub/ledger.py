@@ -406,6 +406,12 @@ class Ledger:
         return woken
 
 
+def has_entries(database: Database) -> bool:
+    """Whether the hub of this database has logged anything: then it has a store, too."""
+    with database.session_scope(write=False) as session:
+        return session.exec(select(LogSequenceRow.next_index)).one() > 0
+
+
 class Publisher:
     """The thread that publishes a moment after each new row, and looks for rows of other processes."""
 

@@ -30,6 +30,7 @@ STREAM_BYTES = 4 << 20  # of an object at a time: handing one to another thread 
 MAX_KEY_BYTES = 1000
 ORDER_BYTES = 5 << 30  # the most that one order carries: S3 servers take no more in one request
 ORDER_S = 900  # seconds that an upload order lives: S3's own rule for a signed header
+NOT_THERE = "mend FEDHUB_STORE_URL, or bring the store back: only the first start of a hub makes one"
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 

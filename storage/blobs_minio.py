@@ -22,6 +22,7 @@ from minio.helpers import DictType
 from minio.signer import sign_v4_s3
 
 from storage.blobs import (
+    NOT_THERE,
     ORDER_S,
     STREAM_BYTES,
     Order,
@@ -76,10 +77,7 @@ class MinioStore:
             if not there and make:
                 self._client.make_bucket(self._bucket)
         if not there and not make:
-            said = f"the S3 store has no bucket {self._bucket}"
-            raise Unchecked(
-                "E_STORE", said, "mend FEDHUB_STORE_URL; the first start of a hub makes its bucket"
-            )
+            raise Unchecked("E_STORE", f"the S3 store has no bucket {self._bucket}", NOT_THERE)
 
     def put(self, key: str, data: bytes, *, create_only: bool = False) -> None:
         headers: DictType = {"Content-Type": "application/octet-stream", "Cache-Control": "no-cache"}

@@ -9,7 +9,7 @@ the host that it was made for.
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from storage.blobs import BlobStore, FolderStore, store_secret
+from storage.blobs import NOT_THERE, BlobStore, FolderStore, store_secret
 from storage.errors import Unchecked
 
 HINT = "use file:///folder or s3+http(s)://host:port/bucket"
@@ -38,7 +38,7 @@ def open_store(
     *,
     make: bool = True,
 ) -> BlobStore:
-    """The store at ``url``, ready for use; a missing folder or bucket is made.
+    """The store at ``url``, ready for use.
 
     Args:
         public_url: ``http(s)://host:port`` at which clients reach the same store. An S3 store without one is
@@ -46,9 +46,10 @@ def open_store(
         access: access key of an S3 store.
         secret: secret key of an S3 store; of a folder, the secret that its blob server knows too (unset: the
             file ``.secret`` in the folder).
-        make: whether to make a missing bucket; without it that is an error.
+        make: whether to make a missing folder or bucket; without it that is an error.
     Raises:
-        Unchecked: ``E_STORE_URL`` (the addresses), ``E_STORE`` (no answer), ``E_INPUT`` (the secret's file).
+        Unchecked: ``E_STORE_URL`` (the addresses), ``E_STORE`` (no answer, or nothing there), ``E_INPUT``
+            (the secret's file).
     """
     if public_url is not None:
         public = urlsplit(public_url)
@@ -67,6 +68,8 @@ def open_store(
     if folder is not None:
         if public_url is None:
             raise Unchecked("E_STORE_URL", f"the folder store {url} needs the public URL of its blob server")
+        if not make and not folder.is_dir():
+            raise Unchecked("E_STORE", f"the store's folder {folder} is not there", NOT_THERE)
         return FolderStore(folder, public_url, secret.encode() if secret else store_secret(folder))
     split = urlsplit(url)
     bucket, region = split.path.strip("/"), parse_qs(split.query).get("region", ["us-east-1"])[0]

@@ -43,7 +43,7 @@ from hub.context import Hub, NodeRegistry
 from hub.database import Database
 from hub.errors import no_room
 from hub.keys import HubKeys, keys_of
-from hub.ledger import Ledger, Publisher
+from hub.ledger import Ledger, Publisher, has_entries
 from hub.services import alliance as members
 from hub.settings import Settings
 from storage.blobs import BlobStore
@@ -105,9 +105,9 @@ def open_hub(settings: Settings, *, nodes: NodeRegistry | None = None) -> Hub:
 
 def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegistry | None) -> Hub:
     database.upgrade()
-    store = store_of(settings, keys)
     fleet_ca = fleet_authority(settings)
     operator = operator_home(settings, keys, fleet_ca)
+    store = store_of(settings, keys, make=not has_entries(database))
     ledger = Ledger(database, store, keys.log, operator.institution)
     ledger.check_start()
     hub = Hub(
@@ -121,14 +121,19 @@ def _open(settings: Settings, keys: HubKeys, database: Database, nodes: NodeRegi
     return hub
 
 
-def store_of(settings: Settings, keys: HubKeys) -> BlobStore:
-    """The object store that the settings name."""
+def store_of(settings: Settings, keys: HubKeys, *, make: bool = False) -> BlobStore:
+    """The object store that the settings name.
+
+    Args:
+        make: whether a missing one is made: only for a hub that has nothing in it yet.
+    """
     access = settings.store_access_key
     return open_store(
         settings.store,
         settings.store_public,
         access=None if access is None else access.get_secret_value(),
         secret=store_secret_of(settings, keys),
+        make=make,
     )
 
 
