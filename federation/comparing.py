@@ -170,7 +170,7 @@ def _range(peers: Peers, url: str, name: str, offset: int, length: int) -> bytes
         try:
             answer = peers.get(url, {"Range": f"bytes={offset}-{offset + length - 1}"})
             if answer.response.status not in (200, 206):
-                raise refusal_of(answer.response, url)
+                raise refusal_of(answer)
             if answer.response.status == 200:
                 answer.response.read(offset)  # the store knows no ranges
             data = answer.response.read(length)

@@ -33,14 +33,23 @@ _FAILURES = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLEr
 
 
 class Broken(Exception):
-    """An exchange failed in a way that may pass: try again. Never leaves ``federation.transfer``."""
+    """An exchange failed in a way that may pass: try again. Never leaves ``federation.transfer``.
+
+    Attributes:
+        origin: scheme and host of the server with which it failed.
+    """
+
+    def __init__(self, url: str, what: str) -> None:
+        self.origin = origin_of(url)
+        super().__init__(f"{self.origin}: {what}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer whose body has not been read, and whether a redirect led to it."""
+    """An answer whose body has not been read, the address that gave it, and whether a redirect led there."""
 
     response: http.client.HTTPResponse
+    url: str
     redirected: bool
 
 
@@ -63,7 +72,7 @@ class Peers:
         for hop in range(MAX_REDIRECTS + 1):
             response = self._ask(url, {"Accept-Encoding": "identity", **headers})
             if response.status not in REDIRECTS:
-                return Answer(response, hop > 0)
+                return Answer(response, url, hop > 0)
             target = urljoin(url, response.getheader("Location") or "")
             response.read(MAX_PROBLEM_BYTES)
             if response.will_close or not response.isclosed():
@@ -89,6 +98,7 @@ class Peers:
             gone: told how many bytes went, as they go; what it raises ends the connection.
         Raises:
             Broken: no connection, or it broke before an answer came.
+            OSError: of the file.
         """
         connection = self._connection(url)
         try:
@@ -100,7 +110,7 @@ class Peers:
             response.read(MAX_PROBLEM_BYTES)
         except _FAILURES as error:
             self.drop(url)
-            raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
+            raise Broken(url, f"{type(error).__name__}: {error}") from error
         except BaseException:  # half a request is on this connection
             self.drop(url)
             raise
@@ -134,7 +144,7 @@ class Peers:
             return self._response
         except _FAILURES as error:
             self.drop(url)
-            raise Broken(f"{origin_of(url)}: {type(error).__name__}: {error}") from error
+            raise Broken(url, f"{type(error).__name__}: {error}") from error
 
     def _start(
         self, connection: http.client.HTTPConnection, method: str, url: str, headers: Mapping[str, str]
@@ -174,7 +184,7 @@ class Peers:
         try:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
-            raise Broken(f"{origin_of(split.geturl())}: {type(error).__name__}: {error}") from error
+            raise Broken(split.geturl(), f"{type(error).__name__}: {error}") from error
         return connection
 
     def drop(self, url: str) -> None:
@@ -200,10 +210,11 @@ def origin_of(url: str) -> str:
     return shown(f"{split.scheme}://{split.netloc.rpartition('@')[2]}").strip("'")
 
 
-def refusal_of(response: http.client.HTTPResponse, url: str) -> Refused:
+def refusal_of(answer: Answer) -> Refused:
     """The error that an answer states, by its problem document where it has one."""
+    response = answer.response
     raw = response.read(MAX_PROBLEM_BYTES)
-    code, detail, hint = "E_DOWNLOAD", f"{origin_of(url)} answered {response.status}", ""
+    code, detail, hint = "E_DOWNLOAD", f"{origin_of(answer.url)} answered {response.status}", ""
     if response.getheader("Content-Type", "").startswith("application/problem+json"):
         try:
             problem = json.loads(raw)

@@ -20,7 +20,7 @@ from federation.pulling import steps
 from federation.small_files import SMALL_BYTES, send_small
 from storage.croissant import make_croissant
 from storage.encoding import check_asset_name, sha256_hex
-from storage.errors import Refused, Unchecked
+from storage.errors import FedhubError, Refused, Unchecked
 from storage.manifests import (
     FileEntry,
     Manifest,
@@ -109,7 +109,7 @@ def _send_files(
 
     While one is sent, the next is hashed here and those before it are checked by the hub.
     """
-    entries, small, uploads = list[FileEntry](), list[FileEntry](), list["wire.Upload"]()
+    entries, small, uploads = list[FileEntry](), list[FileEntry](), list[tuple[str, "wire.Upload"]]()
     with _read_entries_ahead(folder) as coming:
         for entry in coming:
             entries.append(entry)
@@ -119,11 +119,13 @@ def _send_files(
             elif entry.size <= SMALL_BYTES:
                 small.append(entry)
             else:
-                uploads.append(_send(client, folder, entry, moved))
+                uploads.append((entry.name, _send(client, folder, entry, moved)))
     together = send_small(client, folder, small, moved)
-    uploads += [_send(client, folder, entry, moved) for entry in small if entry.name not in together]
-    for upload in uploads:
-        transfer.wait_stored(client, upload)
+    alone = [entry for entry in small if entry.name not in together]
+    uploads += [(entry.name, _send(client, folder, entry, moved)) for entry in alone]
+    for name, upload in uploads:
+        with _naming(name):
+            transfer.wait_stored(client, upload)
     return entries
 
 
@@ -142,9 +144,21 @@ def _send(
     client: "HubClient", folder: Path, entry: FileEntry, moved: Callable[[int], None] | None
 ) -> "wire.Upload":
     hashed = (entry.sha256, entry.size, entry.parts)
-    return transfer.send_file(
-        client, folder / entry.name, progress=steps(moved), hashed=hashed, settled=False
-    )
+    with _naming(entry.name):
+        return transfer.send_file(
+            client, folder / entry.name, progress=steps(moved), hashed=hashed, settled=False
+        )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors with the name of the file: a hub knows its digest only."""
+    try:
+        yield
+    except FedhubError as error:
+        if name not in error.message:
+            error.message = f"{name}: {error.message}"
+        raise
 
 
 def post_version(

@@ -225,6 +225,7 @@ def fetch_files(
                 parts_are_signed=True,
                 durable=True,
                 progress=steps(moved),
+                by_hub=True,
             )
         except FedhubError as error:
             if entry.name not in error.message:
@@ -370,7 +371,7 @@ def resting(folder: Path) -> "Iterator[Path]":
         try:
             yield folder
         except FedhubError as error:
-            if not isinstance(error, Unchecked) or error.code in ("E_WRITE", "E_DISK_FULL"):
+            if not isinstance(error, Unchecked) or error.code in ("E_WRITE", "E_DISK_FULL", "E_TARGET"):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)

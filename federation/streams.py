@@ -5,6 +5,7 @@ Used by ``federation.transfer``.
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -35,6 +36,29 @@ class Counter:
         """Begin to count at ``count``, of which nobody is told by itself."""
         with self._lock:
             self._done = count
+
+
+class Slow(Exception):
+    """The line is too slow for a whole file at once. Never leaves ``federation.transfer``."""
+
+
+class Watch(Counter):
+    """Gives up a line (``Slow``) on which what is left will take longer than ``quick_s``.
+
+    Judged once ``look_s`` have passed.
+    """
+
+    def __init__(self, total: int, progress: Progress | None, quick_s: float, look_s: float) -> None:
+        super().__init__(total, progress)
+        self._quick_s, self._look_s = quick_s, look_s
+        self._sent, self._left, self._began = 0, total, time.monotonic()
+
+    def add(self, count: int) -> None:
+        super().add(count)
+        self._sent, self._left = self._sent + count, self._left - count
+        taken = time.monotonic() - self._began
+        if count > 0 and taken > self._look_s and self._left * taken > self._quick_s * self._sent:
+            raise Slow
 
 
 def in_streams(count: int, work: Callable[[T, Peers, threading.Event], None], items: Sequence[T]) -> None:

@@ -11,15 +11,15 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 
-from federation.origins import Broken, Peers, origin_of, refusal_of
+from federation.origins import Answer, Broken, Peers, origin_of, refusal_of
 from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, digest_of, reserve
-from federation.streams import Counter, Progress, in_streams, wait_s
+from federation.streams import Counter, Progress, Slow, Watch, in_streams, wait_s
 from federation.wire import Upload, UploadOrder
 from storage.blobs import ORDER_BYTES
 from storage.early_sync import EARLY_BYTES, EarlySync
@@ -33,7 +33,13 @@ READ_STREAMS = max(3, min(4, os.cpu_count() or 3))  # down: one comes while othe
 ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
 CHECK_POLL_S = 0.05
 CHECK_WAIT_S = 600.0
-
+# What the hub says of an upload that another process has ended meanwhile, or time.
+OVERTAKEN = ("E_INCOMPLETE", "E_NOT_FOUND")
+_HINTS = {
+    403: "the store does not take what the hub signed: the hub's operator looks at clocks and keys",
+    507: "the store has no room: tell the hub's operator",
+}
+_LARGER = "the hub's operator lets it pass 32 MiB at least (nginx: client_max_body_size)"
 TELL = "the store holds other bytes than were signed: tell the hub's operator"
 
 
@@ -95,25 +101,59 @@ def send_file(
         if whole is not None:
             return whole
     sha256, size, parts = hashed or hash_file(path)
-    upload = client.upload(sha256, size, parts=parts, plan=plan)
+
+    def announce() -> Upload:
+        return client.upload(sha256, size, parts=parts, plan=plan)
+
+    upload = announce()
     if known is None and parts and upload.one_stream and not upload.done_parts and size <= ORDER_BYTES:
         again = client.upload(sha256, size, plan=plan)
         whole = _send_whole(client, path, again, sha256, size, progress, quick_s=QUICK_S)
         if whole is not None:
             return whole
+    upload = _send_parts(client, path, upload, (sha256, *(parts or ())), size, progress, announce)
+    return wait_stored(client, upload, check_wait_s) if settled else upload
+
+
+def _send_parts(
+    client: Uploads,
+    path: Path,
+    upload: Upload,
+    digests: Sequence[str],
+    size: int,
+    progress: Progress | None,
+    announce: Callable[[], Upload],
+) -> Upload:
+    """Send what the store lacks of a file until the hub takes note of all of it.
+
+    Another process may send the same file at the same time: it may join the parts under our hands, and once
+    it has sent the file whole, the hub drops our upload. So either is asked for anew.
+    """
     counter, attempt = Counter(size, progress), 0
     while upload.state == "open":
         counter.set(sum(_part_size(number, size) for number in upload.done_parts))
-        etags, failure = _send_orders(path, upload.orders, (sha256, *(parts or ())), size, counter)
+        etags, failure = _send_orders(path, upload.orders, digests, size, counter)
         if failure is None:
-            upload = client.upload_complete(upload.id, etags)
-            break
+            try:
+                upload = client.upload_complete(upload.id, etags)
+                break
+            except FedhubError as error:
+                if error.code not in OVERTAKEN:
+                    raise
+                etags, failure = {}, error
         attempt = 0 if etags else attempt + 1
         if attempt == ATTEMPTS:
             raise failure
         time.sleep(wait_s(attempt))
-        upload = client.upload_orders(upload.id, etags)
-    return wait_stored(client, upload, check_wait_s) if settled else upload
+        try:
+            upload = client.upload_orders(upload.id, etags)
+        except Unchecked as error:
+            if error.code not in OVERTAKEN:
+                raise
+            upload = announce()
+    if progress:
+        progress(size, size)  # also where nothing was left to send
+    return upload
 
 
 def _send_whole(
@@ -133,11 +173,13 @@ def _send_whole(
         quick_s: give it up once what is left will take longer; None: never.
     """
     if upload.state != "open":
+        if progress:
+            progress(size, size)
         return upload
-    counter = Counter(size, progress) if quick_s is None else _Watch(size, progress, quick_s)
+    counter = Counter(size, progress) if quick_s is None else Watch(size, progress, quick_s, LOOK_S)
     try:
         _, failure = _send_orders(path, upload.orders, (sha256,), size, counter)
-    except _Slow:
+    except Slow:
         return None
     except Refused as error:
         if error.status == 413:  # a proxy on the way takes no body as large
@@ -145,26 +187,12 @@ def _send_whole(
         raise
     if failure is not None:
         return None
-    return client.upload_complete(upload.id) if complete else upload
-
-
-class _Slow(Exception):
-    """The line is too slow for a whole file at once. Never leaves this module."""
-
-
-class _Watch(Counter):
-    """Gives up a line on which what is left will take too long."""
-
-    def __init__(self, total: int, progress: Progress | None, quick_s: float) -> None:
-        super().__init__(total, progress)
-        self._quick_s, self._sent, self._left, self._began = quick_s, 0, total, time.monotonic()
-
-    def add(self, count: int) -> None:
-        super().add(count)
-        self._sent, self._left = self._sent + count, self._left - count
-        taken = time.monotonic() - self._began
-        if count > 0 and taken > LOOK_S and self._left * taken > self._quick_s * self._sent:
-            raise _Slow
+    try:
+        return client.upload_complete(upload.id) if complete else upload
+    except FedhubError as error:
+        if error.code not in OVERTAKEN:
+            raise
+        return None
 
 
 def _part_size(number: int, size: int) -> int:
@@ -174,7 +202,7 @@ def _part_size(number: int, size: int) -> int:
 
 def _send_orders(
     path: Path, orders: Sequence[UploadOrder], digests: Sequence[str], size: int, counter: Counter
-) -> tuple[dict[int, str], Unchecked | None]:
+) -> tuple[dict[int, str], FedhubError | None]:
     """Send each order's bytes, several at a time: the ETags of those done, and why one was not."""
     etags: dict[int, str] = {}
     failures: list[Unchecked] = []
@@ -210,25 +238,45 @@ def _send_one(peers: Peers, path: Path, order: UploadOrder, sha256: str, size: i
         status, reason = response.status, f"answered {response.status}"
     except Broken as error:  # some stores refuse by closing the connection while we send
         status, reason = 0, str(error)
-    except _Slow:
+    except Slow:
         counter.add(-sent)
         raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if status == 200:
         gone(length - sent)  # nothing but for an empty file, of which somebody is told all the same
         return (response.getheader("ETag") or "").strip('"')
     counter.add(-sent)
-    if status in (0, 400) and digest_of(path, offset, length) != sha256:
+    if status in (0, 400):
+        _check_unchanged(path, offset, length, sha256)
+    where = f"{path.name} to {origin_of(order.url)}: {reason}"
+    if status in (0, 403, 404, 408, 429) or status >= 500:  # 403, 404: the order or its upload has expired
+        code = "E_HUB_FULL" if status == 507 else "E_STORE_UNREACHABLE"
+        raise Unchecked(code, where, _HINTS.get(status, "is the store up?"))
+    hint = f"what stands before the store takes no body of {length} bytes: {_LARGER}" if status == 413 else ""
+    raise Refused("E_STORE_REFUSED", f"{path.name}: {origin_of(order.url)} {reason}", hint, status=status)
+
+
+def _check_unchanged(path: Path, offset: int, length: int, sha256: str) -> None:
+    """Return only when a range of the file is still what was announced."""
+    try:
+        found = digest_of(path, offset, length)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if found != sha256:
         raise Rejected(
             "E_FILE_CHANGED",
             f"{path} changed while it was sent",
             "nothing was stored: send it again when it rests",
         )
-    if status in (0, 403, 404, 408, 429) or status >= 500:  # 403, 404: the order or its upload has expired
-        code, hint = "E_STORE_UNREACHABLE", "is the store up?"
-        if status == 507:
-            code, hint = "E_HUB_FULL", "the store has no room: tell the hub's operator"
-        raise Unchecked(code, f"{path.name} to {origin_of(order.url)}: {reason}", hint)
-    raise Refused("E_STORE_REFUSED", f"{path.name}: {origin_of(order.url)} {reason}", status=status)
+
+
+def _unreadable(path: Path, error: OSError) -> Unchecked:
+    return Unchecked(
+        "E_INPUT",
+        f"file {path}: cannot be read any more ({error.strerror})",
+        "nothing was stored of it: put it back and send it again",
+    )
 
 
 def wait_stored(client: Uploads, upload: Upload, check_wait_s: float = CHECK_WAIT_S) -> Upload:
@@ -267,6 +315,7 @@ def fetch(
     over: Path | None = None,
     progress: Progress | None = None,
     streams: int = READ_STREAMS,
+    by_hub: bool = False,
 ) -> None:
     """Bring a file to ``path``, where it stands only once it holds exactly the bytes of this digest.
 
@@ -283,11 +332,12 @@ def fetch(
         durable: return only when the file is on the disk.
         over: a file beside it that is needed no more and is written over (``Partial``).
         streams: how many parts to read side by side.
+        by_hub: the address is one of the hub's, which leads on to the store.
     Raises:
         Rejected: ``E_DIGEST`` (other bytes), ``E_SIZE`` (more or fewer than announced).
         Refused: the address's own refusal, with its code and status.
-        Unchecked: ``E_STORE_UNREACHABLE`` after several tries; ``E_DISK_FULL``; ``E_BUSY`` (somebody else
-            is fetching the same file).
+        Unchecked: ``E_STORE_UNREACHABLE`` or ``E_HUB_UNREACHABLE`` after several tries; ``E_DISK_FULL``;
+            ``E_BUSY`` (somebody else is fetching the same file).
     """
     pieces = _pieces(path, sha256, size, parts)
     several = len(pieces) > 1
@@ -299,7 +349,7 @@ def fetch(
             whole = WholeDigest(partial.path, pieces, kept) if several and not parts_are_signed else None
             missing = [piece for piece in pieces if piece.number not in kept]
             with EarlySync(partial.file, EARLY_BYTES if durable else size) as disk:
-                target = _Target(path.name, partial.file, size, counter, disk)
+                target = _Target(path.name, partial.file, size, counter, disk, by_hub)
                 _fetch_pieces(url, missing, partial, target, whole, streams)
             if whole and whole.result() != sha256:
                 partial.remove()
@@ -319,7 +369,7 @@ def fetch(
 
 
 def fetch_bytes(url: str, size: int) -> bytes:
-    """The ``size`` bytes at an address, tried several times; the caller checks what they are.
+    """The ``size`` bytes at an address of the hub, tried several times; the caller checks what they are.
 
     Raises:
         Rejected: ``E_SIZE``.
@@ -332,7 +382,7 @@ def fetch_bytes(url: str, size: int) -> bytes:
                 return _read_bytes(peers, url, size)
             except Broken as error:
                 if attempt == ATTEMPTS:
-                    raise Unchecked("E_STORE_UNREACHABLE", str(error), "try again") from error
+                    raise Unchecked(_away(error, url, by_hub=True), str(error), "try again") from error
                 time.sleep(wait_s(attempt))
     finally:
         peers.close()
@@ -342,18 +392,27 @@ def fetch_bytes(url: str, size: int) -> bytes:
 def _read_bytes(peers: Peers, url: str, size: int) -> bytes:
     answer = peers.get(url, {})
     if answer.response.status != 200:
-        refused = refusal_of(answer.response, url)
+        refused = refusal_of(answer)
         if refused.status >= 500 or refused.status in (408, 429):
-            raise Broken(f"{origin_of(url)}: {refused.message}")
+            raise _may_pass(answer, refused)
         raise refused
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK_BYTES, size + 1)))
-    while count := _read_some(peers, url, answer.response, buffer):
+    while count := _read_some(peers, answer, buffer):
         data += buffer[:count]
         if len(data) > size:
             raise Rejected("E_SIZE", f"{origin_of(url)}: more than the {size} bytes of these files come")
     if len(data) < size:
-        raise Broken(f"{origin_of(url)}: the answer ended after {len(data)} of {size} bytes")
+        raise Broken(answer.url, f"the answer ended after {len(data)} of {size} bytes")
     return bytes(data)
+
+
+def _may_pass(answer: Answer, refused: Refused) -> Broken:
+    return Broken(answer.url, refused.message.removeprefix(f"{origin_of(answer.url)} "))
+
+
+def _away(error: Broken, url: str, *, by_hub: bool) -> str:
+    """Whose failing it is: the hub's where its own address failed, and not the store to which that leads."""
+    return "E_HUB_UNREACHABLE" if by_hub and error.origin == origin_of(url) else "E_STORE_UNREACHABLE"
 
 
 def _fetch_pieces(
@@ -397,6 +456,7 @@ class _Target:
     size: int
     counter: Counter
     disk: EarlySync
+    by_hub: bool
 
     def write(self, data: memoryview, offset: int) -> None:
         while data:
@@ -421,7 +481,7 @@ def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: thr
             target.counter.add(-done)
             if attempt == ATTEMPTS:
                 raise Unchecked(
-                    "E_STORE_UNREACHABLE",
+                    _away(error, url, by_hub=target.by_hub),
                     f"{target.name} from {error}",
                     "try again: what has arrived is kept",
                 ) from error
@@ -433,14 +493,15 @@ def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: thr
 def _stream_piece(peers: Peers, url: str, piece: Piece, target: _Target) -> Iterator[int]:
     """Yield how many bytes were written, as they come; ends only when the piece is whole and true."""
     name = target.name
-    response = _ask_for(peers, url, piece, target)
+    answer = _ask_for(peers, url, piece, target)
+    response = answer.response
     if response.length is not None and response.length != piece.size:
         peers.close()
         raise Rejected(
             "E_SIZE", f"{name}: {response.length} bytes come for part {piece.number}, expected {piece.size}"
         )
     digest, buffer, done = hashlib.sha256(), memoryview(bytearray(min(CHUNK_BYTES, piece.size + 1))), 0
-    while count := _read_some(peers, url, response, buffer):
+    while count := _read_some(peers, answer, buffer):
         if done + count > piece.size:
             peers.close()
             raise Rejected("E_SIZE", f"{name}: more than the {piece.size} bytes of part {piece.number} come")
@@ -451,7 +512,7 @@ def _stream_piece(peers: Peers, url: str, piece: Piece, target: _Target) -> Iter
     if response.will_close or done < piece.size:
         peers.close()
     if done < piece.size:
-        raise Broken(f"{origin_of(url)}: the answer ended after {done} of {piece.size} bytes")
+        raise Broken(answer.url, f"the answer ended after {done} of {piece.size} bytes")
     if digest.hexdigest() != piece.sha256:
         raise Rejected(
             "E_DIGEST",
@@ -461,23 +522,23 @@ def _stream_piece(peers: Peers, url: str, piece: Piece, target: _Target) -> Iter
         )
 
 
-def _ask_for(peers: Peers, url: str, piece: Piece, target: _Target) -> HTTPResponse:
+def _ask_for(peers: Peers, url: str, piece: Piece, target: _Target) -> Answer:
     """The answer that brings this piece, or its refusal."""
     whole = piece.size == target.size
     headers = {} if whole else {"Range": f"bytes={piece.offset}-{piece.offset + piece.size - 1}"}
     answer = peers.get(url, headers)
     if answer.response.status == (200 if whole else 206):
-        return answer.response
-    refused = refusal_of(answer.response, url)
+        return answer
+    refused = refusal_of(answer)
     peers.close()
     if answer.redirected or refused.status >= 500 or refused.status in (408, 429):
-        raise Broken(f"{origin_of(url)}: {refused.message}")  # a signed URL lives for seconds: ask anew
+        raise _may_pass(answer, refused)  # a signed URL lives for seconds: ask anew
     raise refused
 
 
-def _read_some(peers: Peers, url: str, response: HTTPResponse, buffer: memoryview) -> int:
+def _read_some(peers: Peers, answer: Answer, buffer: memoryview) -> int:
     try:
-        return response.readinto(buffer)
+        return answer.response.readinto(buffer)
     except (HTTPException, OSError) as error:
         peers.close()
-        raise Broken(f"{origin_of(url)}: {type(error).__name__}") from error
+        raise Broken(answer.url, type(error).__name__) from error

@@ -41,7 +41,7 @@ CONNECTIONS = 32
 _KEY_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _MEND_KEY = "mend FEDHUB_STORE_ACCESS_KEY and FEDHUB_STORE_SECRET_KEY, or what the store lets that key do"
 _COPIES_PARTS = "VERSITYGW"  # as it names itself in ``Server``
-_FULL = "XMinioStorageFull"  # MinIO's, with status 507
+_FULL = {"InsufficientStorage", "XMinioStorageFull"}  # with status 507
 _MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
 
 
@@ -276,7 +276,7 @@ class MinioStore:
                 raise blob_exists(key) from error
             if error.code == "InvalidRange":
                 raise
-            if error.code == _FULL:
+            if error.code in _FULL:
                 hint = "Tell the hub's operator, and repeat it when there is room."
                 raise Unchecked("E_HUB_FULL", f"the S3 store has no room for {key}", hint) from error
             hint = _MEND_KEY if error.code in _KEY_REFUSED else "see its log"

@@ -225,7 +225,8 @@ def write_pack(folder: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(beside, ignore_errors=True)
             raise
     except OSError as error:
-        raise Unchecked("E_TARGET", f"{folder}: cannot be written ({error.strerror})") from error
+        hint = "make room there, get the right to write, or choose another folder"
+        raise Unchecked("E_TARGET", f"{folder}: cannot be written ({error.strerror})", hint) from error
 
 
 def zip_pack(files: Mapping[str, bytes]) -> bytes:

@@ -7,7 +7,7 @@ import typer
 
 from hub.commands.homes import home_of
 from hub.terminal import Command, Terminal, short, table, terminal_of
-from storage.errors import Exit, Unchecked
+from storage.errors import Exit, Refused, Unchecked
 
 if TYPE_CHECKING:
     from federation import wire
@@ -359,7 +359,7 @@ def show_lineage(
 
 def _refuse_unsafe(folder: Path) -> int:
     """Refuse files that run code when loaded, before any byte leaves; gives the folder's size in bytes."""
-    from federation.stock_names import check_portable, check_unreserved
+    from federation.stock_names import LARGEST_BYTES, check_portable, check_unreserved
     from hub.services.formats import check_content
 
     total, paths = 0, sorted(folder.rglob("*"))
@@ -375,8 +375,11 @@ def _refuse_unsafe(folder: Path) -> int:
                 file.seek(offset)
                 return file.read(length)
 
-            size = path.stat().st_size
-            check_content(path.relative_to(folder).as_posix(), size, read)
+            name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+            if size > LARGEST_BYTES:
+                rule = f"{name}: at most {LARGEST_BYTES} bytes, found {size}"
+                raise Refused("E_LIMIT", rule, "save it as shards of 5 GB: stock clients download no more")
+            check_content(name, size, read)
             total += size
     return total
 

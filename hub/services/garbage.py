@@ -26,6 +26,7 @@ from hub.services.keeping import (
     needed,
     needed_assets,
     needed_keys,
+    unfinished_keys,
 )
 from hub.tables import (
     BlobRow,
@@ -202,12 +203,15 @@ def sweep_objects(hub: Hub, swept: Swept, since: int, *, dry_run: bool = False) 
 
 
 def sweep_parts(hub: Hub, swept: Swept, since: int, *, dry_run: bool = False) -> None:
-    """Drop the parts of uploads begun before ``since`` that no row names."""
+    """Drop the parts of uploads begun before ``since`` that no row names.
+
+    Those of an upload that was joined are no exception: one that came late stays in some stores.
+    """
     for key, upload_id, begun in list(hub.store.unfinished()):
         if begun >= since:
             continue
         with hub.database.session_scope(write=False) as session:
-            if needed_keys(session, [key]):
+            if unfinished_keys(session, [key]):
                 continue
         swept.parts += 1
         if not dry_run:

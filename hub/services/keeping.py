@@ -110,10 +110,19 @@ def needed(session: Session, digests: Iterable[str], *, since: int = 0) -> set[s
 
 def needed_keys(session: Session, keys: Iterable[str]) -> set[str]:
     """Which of these objects a row names: blobs, and uploads that are not finished."""
+    return _named(session, keys, (BlobRow.key, XorbRow.key)) | unfinished_keys(session, keys)
+
+
+def unfinished_keys(session: Session, keys: Iterable[str]) -> set[str]:
+    """Which of these objects are of uploads that are not finished."""
+    return _named(session, keys, (UploadRow.key, PlainUploadRow.key))
+
+
+def _named(session: Session, keys: Iterable[str], columns: Iterable[str]) -> set[str]:
     wanted, found = sorted(set(keys)), set[str]()
     for start in range(0, len(wanted), BATCH):
         some = wanted[start : start + BATCH]
-        for column in (BlobRow.key, UploadRow.key, PlainUploadRow.key, XorbRow.key):
+        for column in columns:
             query = select(column).where(col(column).in_(some))
             if column is UploadRow.key:
                 query = query.where(UploadRow.state != "stored")

@@ -26,7 +26,7 @@ from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
 from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import ORDER_BYTES, Order
-from storage.errors import Refused, Rejected
+from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES
 
 COORDINATOR_NAME = COORDINATOR
@@ -236,7 +236,29 @@ def fresh_orders(hub: Hub, actor: Actor, upload_id: str) -> Upload:
     _raise_if_refused(row)
     if row.state == "open" and _is_joined(hub, row):
         return complete(hub, actor, upload_id)
+    try:
+        return answer(hub, row)
+    except Unchecked as error:
+        if error.code != "E_NO_UPLOAD":
+            raise
+    if _is_joined(hub, row):
+        return complete(hub, actor, upload_id)
+    _begin_anew(hub, row)
+    with hub.database.session_scope(write=False) as session:
+        row = _owned(session, actor, upload_id)
     return answer(hub, row)
+
+
+def _begin_anew(hub: Hub, row: UploadRow) -> None:
+    """Begin the parts anew that the store has dropped by itself, as by a rule for old unfinished uploads."""
+    multipart = hub.store.begin_parts(row.key)
+    with hub.database.session_scope() as session:
+        now = session.get(UploadRow, row.id, with_for_update=True)
+        mine = now is not None and (now.state, now.multipart) == ("open", row.multipart)
+        if now is not None and mine:
+            now.multipart = multipart
+    if not mine:  # somebody else has, or all of it came meanwhile
+        hub.store.abort_parts(row.key, multipart)
 
 
 def _prolong(hub: Hub, row: UploadRow) -> None:
@@ -340,8 +362,15 @@ def came_whole(hub: Hub, row: UploadRow) -> bool:
 
 def _join(hub: Hub, row: UploadRow, multipart: str, count: int) -> None:
     """Make the parts one object; the store's own list of them counts, not what a client was answered."""
-    etags = hub.store.stored_parts(row.key, multipart)
+    try:
+        etags = hub.store.stored_parts(row.key, multipart)
+    except Unchecked as error:
+        if error.code != "E_NO_UPLOAD":
+            raise
+        etags = {}  # joined by another process, or dropped by the store
     missing = [number for number in range(1, count + 1) if number not in etags]
+    if missing and _is_joined(hub, row):
+        return  # by another process, between our two looks
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise _incomplete(row, f"parts {', '.join(map(str, missing[:10]))}{more} are not in the store")
@@ -399,13 +428,16 @@ def _settle(hub: Hub, upload_ids: Sequence[str], checked_by: str) -> Sequence[Up
             hub.store.abort_parts(row.key, row.multipart)
         hub.store.delete(row.key)
     for row in settled:
-        if row.parts is None and row.size > PART_BYTES:
-            _drop_parts(hub, row)
+        if row.size > PART_BYTES:
+            _drop_others(hub, row)
     return rows
 
 
-def _drop_parts(hub: Hub, stored: UploadRow) -> None:
-    """Forget the parts that the same uploader began with before the file went whole."""
+def _drop_others(hub: Hub, stored: UploadRow) -> None:
+    """Forget the other ways on which the same uploader began to send a large file: in parts, or whole.
+
+    Who is still sending on one of them announces the file anew, and hears that it is there.
+    """
     with hub.database.session_scope() as session:
         query = select(UploadRow).where(
             UploadRow.uploader == stored.uploader,

@@ -19,7 +19,7 @@ import pytest
 import federation.transfer
 from federation.lifeline import plain_environment
 from federation.small_files import SMALL_BYTES
-from federation.stock_names import git_oid
+from federation.stock_names import LARGEST_BYTES, git_oid
 from hub.cli import dispatch
 from hub.terminal import Terminal
 from storage.errors import Exit
@@ -204,6 +204,15 @@ def test_folder_that_came_with_proofs_of_an_earlier_version_is_refused_before_an
     problem = alliance.problem(OWNER, "model", "push", str(other), f"{OWNER}/downloaded")
     assert problem["code"] == "E_PATH" and "COM1.txt" in problem["message"]
     assert asked == []
+
+
+def test_file_that_is_too_large_is_named_before_any_of_it_is_read(alliance: Alliance, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", config__json=b"{}")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(LARGEST_BYTES + 1)  # all of it a hole
+    problem = alliance.problem(OWNER, "model", "push", str(folder), f"{OWNER}/large")
+    assert problem["code"] == "E_LIMIT" and "model.safetensors" in problem["message"]
+    assert "shards" in problem["hint"]
 
 
 def test_grant_to_lean_on_may_be_named_by_the_beginning_that_commands_show(

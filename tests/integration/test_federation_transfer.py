@@ -6,7 +6,7 @@ import http.server
 import os
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import federation.streams
 import federation.transfer
 import storage.manifests
 from federation.partials import Partial
-from federation.transfer import fetch, send_file
-from storage.blobs import Order
+from federation.transfer import fetch, fetch_bytes, send_file
+from federation.wire import Upload
+from storage.blobs import BlobStore, Order
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from tests.memory_store import MemoryStore
 from tests.servers import StoreHub, StoreMaker, running_store, store_names
@@ -203,6 +204,125 @@ def test_repeat_goes_on_in_parts_also_where_one_stream_is_as_quick(hub: StoreHub
     assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
     assert hub.given == [[1, 2, 3, 4], [1, 3, 4]]
     assert hub.store.get(hub.key) == LARGE
+
+
+class Overtaken(StoreHub):
+    """A hub at which another process of the same institution ends the upload first, in one way or another."""
+
+    def __init__(self, store: BlobStore, key: str, code: str) -> None:
+        super().__init__(store, key)
+        self.one_stream, self.code, self.told = False, code, 0
+        self.announcements = 0
+
+    def upload(self, *given: Any, **options: Any) -> Upload:
+        self.announcements += 1
+        return super().upload(*given, **options)
+
+    def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
+        if self.code == "E_NOT_FOUND" and self.told == 1:
+            self.told, self.there = 2, True
+            raise Unchecked("E_NOT_FOUND", "upload: not found")
+        return super().upload_orders(upload_id, etags)
+
+    def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
+        if not self.told:
+            self.told = 1
+            if self.code == "E_NOT_FOUND":
+                raise Unchecked("E_NOT_FOUND", "upload: not found")
+            raise Refused("E_INCOMPLETE", "parts 1 are not in the store", status=409)
+        return super().upload_complete(upload_id, etags)
+
+
+@pytest.mark.parametrize(("code", "announcements"), [("E_INCOMPLETE", 1), ("E_NOT_FOUND", 2)])
+def test_upload_that_another_process_ends_first_is_gone_on_with(
+    make: StoreMaker, tmp_path: Path, code: str, announcements: int
+) -> None:
+    hub = Overtaken(make(), f"blobs/{sha(code.encode())[:16]}.t", code)
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+    assert hub.announcements == announcements
+
+
+def test_whole_that_another_process_ends_first_is_announced_anew(make: StoreMaker, tmp_path: Path) -> None:
+    hub = Overtaken(make(), f"blobs/{sha(b'whole overtaken')[:16]}.t", "E_INCOMPLETE")
+    hub.one_stream = True
+    assert send_file(hub, file_of(tmp_path, LARGE)).state == "stored"
+
+
+def test_hub_that_says_for_ever_that_bytes_are_missing_is_believed_at_last(
+    hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_upload_id: str, _etags: Mapping[int, str] | None = None) -> Upload:
+        raise Refused("E_INCOMPLETE", "parts 1 are not in the store", status=409)
+
+    monkeypatch.setattr(hub, "upload_complete", never)
+    with pytest.raises(Refused, match="E_INCOMPLETE"):
+        send_file(hub, file_of(tmp_path, LARGE))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["all of it", "its parts"])
+def test_progress_ends_at_the_whole_where_nothing_is_left_to_send(
+    hub: StoreHub, tmp_path: Path, there: bool
+) -> None:
+    path, seen = file_of(tmp_path, LARGE), list[tuple[int, int]]()
+    hub.there = there
+    if not there:
+        for order in hub.upload(sha(LARGE), len(LARGE), parts=parts_of(LARGE)).orders:
+            part = LARGE[(order.part - 1) * PART : order.part * PART]
+            urllib.request.urlopen(urllib.request.Request(order.url, part, order.headers, method="PUT"))
+    send_file(hub, path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1:] == [(len(LARGE), len(LARGE))]
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def put_a_folder_there(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [remove, put_a_folder_there])
+@pytest.mark.parametrize("one_stream", [True, False])
+def test_file_that_is_gone_when_it_is_to_be_sent_is_named(
+    hub: StoreHub, tmp_path: Path, spoil: Callable[[Path], None], one_stream: bool
+) -> None:
+    path, hub.one_stream = file_of(tmp_path, LARGE), one_stream
+
+    def once(_number: int, order: Order) -> Order:
+        if path.is_file():
+            spoil(path)
+        return order
+
+    hub.spoil = once
+    with pytest.raises(Unchecked, match=r"E_INPUT.*weights\.safetensors: cannot be read any more") as caught:
+        send_file(hub, path)
+    assert "send it again" in caught.value.hint
+
+
+def test_store_behind_a_proxy_that_takes_no_part_is_told_with_what_to_change(
+    hub: StoreHub, tmp_path: Path
+) -> None:
+    hub.one_stream = True
+    with OddServer(lambda path, asked, n: (413, {}, b"<html>")) as proxy:
+        hub.spoil = lambda number, order: Order("PUT", proxy.url, order.headers, order.expires)
+        with pytest.raises(Refused, match=r"E_STORE_REFUSED: weights\.safetensors: .*answered 413") as caught:
+            send_file(hub, file_of(tmp_path, LARGE))
+    assert "takes no body" in caught.value.hint and "32 MiB" in caught.value.hint
+
+
+def test_hub_and_store_are_told_apart_when_one_of_them_does_not_answer(tmp_path: Path) -> None:
+    with OddServer(lambda path, asked, n: (503, {}, b"no")) as store:
+        to_store = (302, {"Location": store.url + "/secret-signature"}, b"")
+        with OddServer(lambda path, asked, n: to_store) as door:
+            with pytest.raises(Unchecked, match=rf"E_STORE_UNREACHABLE: p from {store.url}: answered 503"):
+                fetch(door.url + "/d", tmp_path / "p", sha(SMALL), len(SMALL), by_hub=True)
+            with pytest.raises(Unchecked, match=rf"E_STORE_UNREACHABLE: {store.url}: answered 503"):
+                fetch_bytes(door.url + "/d", 1)
+        with pytest.raises(Unchecked, match=rf"E_HUB_UNREACHABLE: p from {store.url}: answered 503"):
+            fetch(store.url, tmp_path / "p", sha(SMALL), len(SMALL), by_hub=True)
+        with pytest.raises(Unchecked, match=rf"E_HUB_UNREACHABLE: {store.url}: answered 503"):
+            fetch_bytes(store.url, 1)
 
 
 @pytest.mark.parametrize("status", [413, 503])

@@ -114,8 +114,9 @@ def test_what_postgresql_says_of_a_full_disk_is_told_so_and_nothing_else_is() ->
     assert no_room(PermissionError(13, "denied")) is None
 
 
-def test_what_minio_says_of_a_full_disk_is_told_so() -> None:
-    said = b"<Error><Code>XMinioStorageFull</Code><Message>no free drive</Message></Error>"
+@pytest.mark.parametrize("code", ["XMinioStorageFull", "InsufficientStorage"], ids=["MinIO", "Versity"])
+def test_what_an_s3_server_says_of_a_full_disk_is_told_so(code: str) -> None:
+    said = f"<Error><Code>{code}</Code><Message>no free drive</Message></Error>".encode()
     with OddServer(lambda path, asked, n: (507, {"Content-Type": "application/xml"}, said)) as server:
         store = MinioStore(server.url, server.url, "bucket", "access", "secret")
         with pytest.raises(Unchecked, match="E_HUB_FULL: the S3 store has no room for a/b"):

@@ -146,6 +146,20 @@ def test_stray_objects_and_parts_go_when_they_are_old(alliance: AllianceInProces
     assert [upload for _key, upload, _at in alliance.store.unfinished()] == [open_upload(alliance)]
 
 
+def test_parts_that_came_when_their_upload_was_joined_already_go_when_they_are_old(
+    alliance: AllianceInProcess,
+) -> None:
+    send(alliance, b"joined")
+    with alliance.hub.database.session_scope(write=False) as session:
+        kept = session.get(BlobRow, digest(b"joined"))
+    assert kept is not None
+    alliance.store.begin_parts(kept.key)  # as some stores keep one whose last parts came late
+    swept = Swept()
+    garbage.sweep_parts(alliance.hub, swept, later(alliance))
+    assert (swept.parts, list(alliance.store.unfinished())) == (1, [])
+    assert alliance.store.get(kept.key) == b"joined"
+
+
 def open_upload(alliance: AllianceInProcess) -> str | None:
     with alliance.hub.database.session_scope(write=False) as session:
         return session.exec(select(UploadRow.multipart).where(UploadRow.state == "open")).one()

@@ -12,6 +12,7 @@ from sqlmodel import select
 from federation.client import HubClient
 from federation.stock_names import LARGEST_BYTES
 from federation.transfer import send_file
+from federation.wire import Upload
 from hub.background import Housekeeper
 from hub.services import uploads_waiting
 from hub.tables import BlobRow, UploadRow
@@ -230,7 +231,9 @@ def test_file_over_the_limit_is_refused(tmp_path: Path) -> None:
     limits = {"superlink": "external", "upload_limit": 1 << 20}
     with open_alliance(tmp_path, members=(OWNER,), **limits) as small, small.as_(OWNER) as owner:
         error = refused("E_LIMIT", owner.upload, "0" * 64, (1 << 20) + 1)
+        pushed = refused("E_LIMIT", small.push, {"large.safetensors": bytes((1 << 20) + 1)})
     assert str(1 << 20) in error.message
+    assert pushed.message.startswith("large.safetensors: size")
 
 
 def test_file_that_no_stock_client_could_download_is_refused_before_any_byte(owner: HubClient) -> None:
@@ -300,4 +303,73 @@ def test_file_sent_whole_leaves_nothing_of_the_parts_that_were_begun(
     with alliance.hub.database.session_scope(write=False) as session:
         row = session.get(UploadRow, begun.id)
     assert row is None
+    assert list(alliance.hub.store.unfinished()) == []
+
+
+def test_file_sent_in_parts_leaves_nothing_of_the_whole_that_was_given_up(
+    alliance: AllianceInProcess, owner: HubClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(PART_BYTES) + b"given up")
+    sha256, size, _parts = hash_file(path)
+    whole = owner.upload(sha256, size)
+    begun = send_parts(owner, path)
+    assert owner.upload_complete(begun.id).state == "checking"
+    uploads_waiting.check_whole(alliance.hub, begun.id)
+    assert [row.id for row in rows(alliance, sha256)] == [begun.id]
+    refused("E_NOT_FOUND", owner.upload_complete, whole.id)
+    assert owner.upload(sha256, size).state == "stored"
+
+
+def send_parts(owner: HubClient, path: Path) -> Upload:
+    """All parts of a file, which nobody has said to be there yet."""
+    sha256, size, parts = hash_file(path)
+    upload, body = owner.upload(sha256, size, parts=parts), path.read_bytes()
+    for order in upload.orders:
+        start = (order.part - 1) * PART_BYTES
+        assert put(order.url, order.headers, body[start : start + PART_BYTES]) == 200
+    return upload
+
+
+def test_parts_that_another_process_joins_between_two_looks_at_the_store_are_not_missed(
+    alliance: AllianceInProcess, owner: HubClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(PART_BYTES) + b"joined by another")
+    upload = send_parts(owner, path)
+    store = alliance.hub.store
+    listed = store.stored_parts
+
+    def join_first(key: str, upload_id: str) -> dict[int, str]:
+        monkeypatch.setattr(store, "stored_parts", listed)
+        there = listed(key, upload_id)
+        store.complete_parts(key, upload_id, there)
+        return {2: there[2]}  # a store that is removing them
+
+    monkeypatch.setattr(store, "stored_parts", join_first)
+    assert owner.upload_complete(upload.id).state == "checking"
+    assert uploads_waiting.check_whole(alliance.hub, upload.id).state == "stored"
+
+
+@pytest.mark.parametrize("found_by", ["announce", "orders", "complete"])
+def test_parts_that_the_store_has_dropped_by_a_rule_of_its_own_are_begun_anew(
+    alliance: AllianceInProcess, owner: HubClient, tmp_path: Path, found_by: str
+) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(PART_BYTES) + f"dropped, {found_by}".encode())
+    upload = send_parts(owner, path)
+    sha256, size, parts = hash_file(path)
+    (row,) = rows(alliance, sha256)
+    assert row.multipart is not None
+    alliance.hub.store.abort_parts(row.key, row.multipart)
+    if found_by == "complete":
+        refused("E_INCOMPLETE", owner.upload_complete, upload.id)
+    if found_by == "announce":
+        again = owner.upload(sha256, size, parts=parts)
+    else:
+        again = owner.upload_orders(upload.id)
+    assert (again.id, again.done_parts, [order.part for order in again.orders]) == (upload.id, [], [1, 2])
+    send_parts(owner, path)
+    assert owner.upload_complete(upload.id).state == "checking"
+    assert uploads_waiting.check_whole(alliance.hub, upload.id).state == "stored"
     assert list(alliance.hub.store.unfinished()) == []
