@@ -383,7 +383,11 @@ class EventRow(SQLModel, table=True):
     """One thing that happened in a run; ids grow in the order of commits."""
 
     __tablename__ = "event"
-    __table_args__ = (Index(None, "plan", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index(None, "plan", "id"),
+        Index(None, "plan", "kind", "id"),
+        {"sqlite_autoincrement": True},
+    )
     id: int | None = Field(default=None, primary_key=True)
     plan: str = Field(foreign_key="plan.id", max_length=64)
     at: int = moment()

@@ -5,9 +5,10 @@ secrets. Ids grow in the order of commits within a run (whoever appends has lock
 ``after`` never skips one."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
+from sqlalchemy import Subquery, union_all
 from sqlmodel import Session, col, select
 
 from federation.wire import Event
@@ -114,6 +115,21 @@ def newest(session: Session, plan: str, kind: Kind) -> Event | None:
         .limit(1)
     ).first()
     return None if row is None else as_event(row)
+
+
+def newest_of(session: Session, plan: str, kinds: Iterable[Kind], count: int) -> Sequence[EventRow]:
+    """The last events of any of these kinds, newest first; each kind by itself from the index."""
+    ids = union_all(*(select(_last_ids(plan, kind, count).c.id) for kind in kinds))
+    query = select(EventRow).where(col(EventRow.id).in_(ids)).order_by(col(EventRow.id).desc())
+    return session.exec(query.limit(count)).all()
+
+
+def _last_ids(plan: str, kind: Kind, count: int) -> Subquery:
+    # Asked for as a range: for one value PostgreSQL leaves the kind out of the order, and walks back through the
+    # events of all runs where it takes that kind for common.
+    one = col(EventRow.kind).between(kind.value, kind.value)
+    query = select(EventRow.id).where(EventRow.plan == plan, one)
+    return query.order_by(col(EventRow.kind).desc(), col(EventRow.id).desc()).limit(count).subquery()
 
 
 def as_event(row: EventRow) -> Event:

@@ -13,7 +13,7 @@ from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.services import events
 from hub.services.events import Kind
-from hub.tables import ACTIVE_RUNS, EventRow, PlanRow, RunRow, SiteRow
+from hub.tables import ACTIVE_RUNS, PlanRow, RunRow, SiteRow
 from storage.causes import cause_of, split_code
 
 MOST = 60
@@ -53,11 +53,10 @@ def error(session: Session, run: RunRow) -> wire.Fault | None:
     if not run.active:
         code, rest = split_code(run.reason or "")
         return fault(code or _ENDED.get(run.state, "E_RUN"), rest.partition("\n")[0])
-    wanted = [kind.value for kind in (*_GOES_ON, Kind.WAITING, Kind.ATTEMPT_ENDED)]
-    query = select(EventRow).where(EventRow.plan == run.plan, col(EventRow.kind).in_(wanted))
-    last = session.exec(query.order_by(col(EventRow.id).desc()).limit(1)).first()
-    if last is None or last.kind in _GOES_ON:
+    found = events.newest_of(session, run.plan, (*_GOES_ON, Kind.WAITING, Kind.ATTEMPT_ENDED), 1)
+    if not found or found[0].kind in _GOES_ON:
         return None
+    last = found[0]
     told = last.data
     code, message = split_code(str(told.get("reason") or ""))
     if last.kind == Kind.ATTEMPT_ENDED:
@@ -70,9 +69,7 @@ def error(session: Session, run: RunRow) -> wire.Fault | None:
 
 def of_sites(session: Session, plan: str, refusals: Sequence[wire.SiteRefusal]) -> list[wire.Fault]:
     """Troubles of a run's sites, newest first; where a signed refusal says the same, it alone."""
-    kinds = [kind.value for kind in _OF_SITES]
-    query = select(EventRow).where(EventRow.plan == plan, col(EventRow.kind).in_(kinds))
-    rows = session.exec(query.order_by(col(EventRow.id).desc()).limit(MOST)).all()
+    rows = events.newest_of(session, plan, _OF_SITES, MOST)
     told = {(each.round, each.institution, each.code): each.statement for each in refusals}
     found: dict[tuple[int | None, str, str], wire.Fault] = {}
     for row in rows:
@@ -130,14 +127,7 @@ def tell(hub: Hub, session: Session, actor: Actor, told: wire.SiteTrouble) -> No
 
 def _said_last(session: Session, plan: str, institution: str, told: wire.SiteTrouble) -> bool:
     """Whether the newest trouble of this site on the run is this one, from the site itself."""
-    kinds = [kind.value for kind in (*_OF_SITES, Kind.SITE_REPLIED)]
-    query = (
-        select(EventRow)
-        .where(EventRow.plan == plan, col(EventRow.kind).in_(kinds))
-        .order_by(col(EventRow.id).desc())
-        .limit(MOST)
-    )
-    for row in session.exec(query):
+    for row in events.newest_of(session, plan, (*_OF_SITES, Kind.SITE_REPLIED), MOST):
         if row.data.get("institution") == institution and (
             row.kind == Kind.SITE_REPLIED or row.data.get("by") == "site"
         ):

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
-from hub.services import events, watching
+from hub.services import events, faults, watching
 from hub.services.events import Kind
 from hub.tables import RoundRow
 from hub.web.run_pages import SHOWN
@@ -128,6 +129,37 @@ def test_the_newest_events_are_shown_however_many_there_were(journey: Journey) -
         text, _ = look(http, journey)
     assert text.count("<code>site.replied</code>") == 60
     assert re.search(r">seconds</span>\s*5099<", text)
+
+
+def test_the_troubles_of_a_run_come_from_an_index_however_much_else_happened(journey: Journey) -> None:
+    late = {"institution": LABS[0], "round": 7, "code": "E_LATE"}
+    replies = [(Kind.SITE_REPLIED, {"institution": LABS[1], "round": 8}) for _ in range(20_000)]
+    database = journey.alliance.hub.database
+    with database.session_scope() as session:
+        events.append_all(session, journey.id, [(Kind.SITE_LATE, late), *replies], at=1)
+    if not database.is_sqlite:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ANALYZE event"))
+    with database.session_scope(write=False) as session:
+        found: list[str] = []
+
+        def explain(
+            _connection: Any, cursor: Any, sent: str, values: Any, _context: Any, _many: bool
+        ) -> None:
+            cursor.execute(f"EXPLAIN {'QUERY PLAN' if database.is_sqlite else ''} {sent}", values)
+            found.extend(str(row[-1]) for row in cursor.fetchall())
+
+        event.listen(session.get_bind(), "before_cursor_execute", explain)
+        try:
+            (trouble,) = faults.of_sites(session, journey.id, [])
+        finally:
+            event.remove(session.get_bind(), "before_cursor_execute", explain)
+    assert (trouble.site, trouble.round, trouble.code) == (LABS[0], 7, "E_LATE")
+    ways = [line for line in found if re.search(r"SEARCH|SCAN event|Scan.* on event", line)]
+    assert sum("ix_event_plan_kind_id" in line for line in ways) == 3  # one for each kind of trouble
+    assert all(
+        "ix_event_plan_kind_id" in line or re.search("PRIMARY KEY|using pk_event", line) for line in ways
+    )
 
 
 def test_of_many_sites_the_common_line_is_drawn_and_each_rounds_sites_are_a_link_away(
