@@ -211,6 +211,8 @@ def _send_orders(
         try:
             etags[order.part] = _send_one(peers, path, order, digests[order.part], size, counter)
         except Unchecked as error:
+            if error.code == "E_INPUT":  # of the file: no other try mends that
+                raise
             failures.append(error)
             stop.set()
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, func, select, update
 
 from federation.ahead import ahead
 from federation.small_files import SMALL_BYTES
@@ -26,7 +26,7 @@ from federation.wire import SmallFiles
 from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import not_found
-from hub.services.keeping import hold_blob
+from hub.services.keeping import hold_blob, hold_blobs
 from hub.services.quotas import check_quota
 from hub.services.uploads import add_blobs, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
@@ -293,7 +293,9 @@ def _keep_files(hub: Hub, actor: Actor, files: dict[str, bytes]) -> None:
     """Put those of these files, by digest, that the actor may not use yet and nobody else has brought."""
     with hub.database.session_scope(write=False) as session:
         usable = usable_blobs(hub, session, actor, list(files))
-        fresh = {sha256: data for sha256, data in files.items() if usable.get(sha256) != len(data)}
+    used = [sha256 for sha256, data in files.items() if usable.get(sha256) == len(data)]
+    fresh = {sha256: files[sha256] for sha256 in files.keys() - _use_anew(hub, uploader_of(actor), used)}
+    with hub.database.session_scope(write=False) as session:
         there = {sha256 for sha256 in fresh if session.get(BlobRow, sha256) is not None}
         check_quota(hub, session, uploader_of(actor), sum(map(len, fresh.values())))
     ids = {sha256: secrets.token_hex(16) for sha256 in fresh}
@@ -304,6 +306,18 @@ def _keep_files(hub: Hub, actor: Actor, files: dict[str, bytes]) -> None:
         ]:
             put.result()
     _keep_all(hub, uploader_of(actor), fresh, ids, set(missing))
+
+
+def _use_anew(hub: Hub, uploader: str, digests: Sequence[str]) -> set[str]:
+    """Those of these blobs that are there still; no sweep takes them now for bytes not used for long."""
+    if not digests:
+        return set()
+    with hub.database.session_scope() as session:
+        held = hold_blobs(session, digests)
+        mine = col(UploadRow.sha256).in_(held)
+        uploads = update(UploadRow).where(mine, col(UploadRow.uploader) == uploader)
+        session.exec(uploads.where(col(UploadRow.state) == "stored").values(created_at=hub.ledger.now()))
+    return set(held)
 
 
 def _checked_files(request: SmallFiles) -> dict[str, bytes]:

@@ -298,6 +298,9 @@ def test_file_that_is_gone_when_it_is_to_be_sent_is_named(
     with pytest.raises(Unchecked, match=r"E_INPUT.*weights\.safetensors: cannot be read any more") as caught:
         send_file(hub, path)
     assert "send it again" in caught.value.hint
+    assert hub.given == (
+        [[1, 2, 3, 4], [0]] if one_stream else [[1, 2, 3, 4]]
+    )  # and no order is asked for anew
 
 
 def test_store_behind_a_proxy_that_takes_no_part_is_told_with_what_to_change(

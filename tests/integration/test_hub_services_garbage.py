@@ -254,7 +254,10 @@ def test_each_thing_that_leans_on_bytes_keeps_them_by_itself(alliance: AllianceI
     ]
 
 
-def test_old_bytes_that_were_just_announced_again_stay_for_their_time(alliance: AllianceInProcess) -> None:
+@pytest.mark.parametrize("way", ["announced", "sent with others"])
+def test_old_bytes_that_were_just_announced_again_stay_for_their_time(
+    alliance: AllianceInProcess, way: str
+) -> None:
     data = b"from long ago"
 
     def grow_old() -> None:
@@ -266,7 +269,10 @@ def test_old_bytes_that_were_just_announced_again_stay_for_their_time(alliance: 
     send(alliance, data)
     grow_old()
     with alliance.as_(OWNER) as owner:
-        assert owner.upload(digest(data), len(data)).state == "stored"
+        if way == "announced":
+            assert owner.upload(digest(data), len(data)).state == "stored"
+        else:
+            owner.upload_small([SmallFile(sha256=digest(data), data=base64.b64encode(data).decode())])
     assert sweep(alliance.hub).blobs == 0
     grow_old()
     assert sweep(alliance.hub).blobs == 1
