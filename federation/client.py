@@ -283,9 +283,26 @@ class HubClient(HubConnection):
         """The runs this caller takes part in."""
         return self._list("runs", wire.Run)
 
-    def run(self, plan_id: str) -> wire.Run:
-        """The run of a plan."""
-        return self._get(f"runs/{_part(plan_id)}", wire.Run)
+    def run(self, plan_id: str, *, newest: int | None = None, before: int | None = None) -> wire.Run:
+        """The run of a plan, with its newest rounds.
+
+        Args:
+            newest: at most so many rounds, where fewer than the hub gives are enough.
+            before: rounds before this one.
+        """
+        return self._get(f"runs/{_part(plan_id)}", wire.Run, {"newest": newest, "before": before})
+
+    def whole_run(self, plan_id: str) -> wire.Run:
+        """The run of a plan with all its rounds, asked for in pages."""
+        run = self.run(plan_id)
+        rounds = run.rounds
+        while rounds and rounds[0].round > 1:
+            earlier = self.run(plan_id, before=rounds[0].round).rounds
+            if not earlier or earlier[-1].round != rounds[0].round - 1:
+                first = rounds[0].round
+                raise Unchecked("E_HUB_ANSWER", f"run {plan_id}: the hub gives no round before {first}")
+            rounds = earlier + rounds
+        return run.model_copy(update={"rounds": rounds})
 
     def cancel_run(self, plan_id: str) -> wire.Run:
         """End a run; its last aggregate is kept."""

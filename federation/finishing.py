@@ -71,7 +71,7 @@ def finish_run(
     plan, _shown = read_checked_plan(home, client, reference)
     if plan.issuer != home.institution:
         raise Refused("E_PLAN", f"plan {plan.id} is {plan.issuer}'s", "the plan's owner finishes its run")
-    run = client.run(plan.id)
+    run = client.run(plan.id, newest=0)
     if run.state in ("starting", "running"):
         hint = f"wait for it: fedhub run watch {plan.id[:12]}"
         raise Refused("E_RUN_STATE", f"the run of plan {plan.id} is {run.state}", hint, status=409)

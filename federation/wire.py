@@ -488,7 +488,8 @@ class Run(Wire):
     reason: str | None = None  # why it stopped, and what to do next
     attempt: int
     rounds_planned: int
-    rounds: list[Round]
+    rounds_closed: int
+    rounds: list[Round]  # some that follow each other, the newest where no others were asked for
     refusals: list[SiteRefusal]
     started_at: str
     ended_at: str | None = None

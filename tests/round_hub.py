@@ -674,6 +674,7 @@ def _dispatch(
                 reason=hub.ended.reason,
                 attempt=hub.attempt,
                 rounds_planned=hub.rounds_planned,
+                rounds_closed=len(hub.rounds),
                 rounds=[],
                 refusals=[],
                 started_at=format_time(int(time.time())),

@@ -43,16 +43,26 @@ def page(
     response: Response,
     cursor: Cursor = None,
 ) -> list[wire.Run]:
-    """The runs that the caller owns or takes part in, newest first."""
-    found, following = runs.page(hub, session, actor, cursor=cursor)
+    """The runs that the caller owns or takes part in, newest first; each with its newest round alone."""
+    found, following = runs.page(hub, session, actor, cursor=cursor, newest=1)
     link_next(request, response, following)
     return found
 
 
 @router.get("/runs/{plan}", responses=responses(404))
-def show(hub: HubHere, session: ReadSession, actor: CurrentActor, plan: str) -> wire.Run:
-    """A plan's run: state, rounds, what each site measured, refusals, and why it stopped."""
-    return runs.show(hub, session, actor, plan)
+def show(
+    hub: HubHere,
+    session: ReadSession,
+    actor: CurrentActor,
+    plan: str,
+    newest: Annotated[int | None, Query(ge=0, le=1000, description="At most so many rounds")] = None,
+    before: Annotated[int | None, Query(ge=1, lt=1 << 31, description="Rounds before this one")] = None,
+) -> wire.Run:
+    """A plan's run: state, its newest rounds with what each site measured, refusals, and why it stopped.
+
+    At most as many rounds as a page of a list has items; `before` reaches the earlier ones.
+    """
+    return runs.show(hub, session, actor, plan, newest=newest, before=before)
 
 
 @router.post("/runs/{plan}/cancel", responses=responses(404, 409))

@@ -70,7 +70,7 @@ def list_runs(ctx: typer.Context) -> Exit:
         (
             short(each.plan),
             each.state,
-            f"{len(each.rounds)} of {each.rounds_planned}",
+            f"{each.rounds_closed} of {each.rounds_planned}",
             each.started_at,
             each.reason,
         )
@@ -91,7 +91,7 @@ def show(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN")
 
     terminal = terminal_of(ctx)
     with home_of(terminal).client() as client:
-        run = client.run(resolve_plan(client, plan).id)
+        run = client.whole_run(resolve_plan(client, plan).id)
     return terminal.done(run.model_dump(), *_run_lines(run))
 
 
@@ -104,7 +104,8 @@ def cancel(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN
     with home_of(terminal).client() as client:
         run = client.cancel_run(resolve_plan(client, plan).id)
     return terminal.done(
-        run.model_dump(), f"The run of plan {short(run.plan)} is {run.state} after {len(run.rounds)} rounds."
+        run.model_dump(),
+        f"The run of plan {short(run.plan)} is {run.state} after {run.rounds_closed} rounds.",
     )
 
 
@@ -118,7 +119,7 @@ def resume(ctx: typer.Context, plan: Annotated[str, typer.Argument(metavar="PLAN
         run = client.resume_run(resolve_plan(client, plan).id)
     return terminal.done(
         run.model_dump(),
-        f"The run of plan {short(run.plan)} goes on after round {len(run.rounds)}, attempt {run.attempt}.",
+        f"The run of plan {short(run.plan)} goes on after round {run.rounds_closed}, attempt {run.attempt}.",
         f"Next: fedhub run watch {short(run.plan)}",
     )
 
@@ -206,7 +207,7 @@ def _share(found: "wire.Measured | None") -> str:
 
 def _watch(terminal: Terminal, client: "HubClient", plan: str, until_s: float | None) -> Exit:
     after, started = 0, time.monotonic()
-    run, looked = client.run(plan), started
+    run, looked = client.run(plan, newest=0), started
     while True:
         events = client.events(plan, after=after)
         for event in events:
@@ -216,7 +217,7 @@ def _watch(terminal: Terminal, client: "HubClient", plan: str, until_s: float | 
             else:
                 terminal.say(f"{event.at}  {event.kind:<15} {_told(event.data)}".rstrip())
         if events or time.monotonic() - looked > _LOOK_S:  # what happened may have ended the run
-            run, looked = client.run(plan), time.monotonic()
+            run, looked = client.run(plan, newest=0), time.monotonic()
         if run.state in _OVER:
             break
         if until_s is not None and time.monotonic() - started > until_s:
@@ -224,12 +225,15 @@ def _watch(terminal: Terminal, client: "HubClient", plan: str, until_s: float | 
             raise Unchecked("E_TIMEOUT", message, "watch it again, or: fedhub run show")
         if terminal.stop.wait(_POLL_S):
             return Exit.DONE
+    run = client.whole_run(plan)
     terminal.done({"run": run.model_dump()}, *_run_lines(run))
     return Exit.DONE if run.state == "finished" else Exit.REFUSED
 
 
 def _run_lines(run: "wire.Run") -> list[str]:
-    lines = [f"Run of plan {short(run.plan)}: {run.state}, {len(run.rounds)} of {run.rounds_planned} rounds"]
+    lines = [
+        f"Run of plan {short(run.plan)}: {run.state}, {run.rounds_closed} of {run.rounds_planned} rounds"
+    ]
     if run.error is not None:
         lines += fault_lines(run.error)
     if run.reason:

@@ -130,6 +130,7 @@ class HostileHub:
             reason=body.get("reason"),
             attempt=1,
             rounds_planned=1,
+            rounds_closed=0,
             rounds=[],
             refusals=[],
             started_at=format_time(int(time.time())),

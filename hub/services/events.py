@@ -125,8 +125,8 @@ def newest_of(session: Session, plan: str, kinds: Iterable[Kind], count: int) ->
 
 
 def _last_ids(plan: str, kind: Kind, count: int) -> Subquery:
-    # Asked for as a range: for one value PostgreSQL leaves the kind out of the order, and walks back through the
-    # events of all runs where it takes that kind for common.
+    # Asked for as a range: for one value PostgreSQL leaves the kind out of the order, and walks back through
+    # the events of all runs where it takes that kind for common.
     one = col(EventRow.kind).between(kind.value, kind.value)
     query = select(EventRow.id).where(EventRow.plan == plan, one)
     return query.order_by(col(EventRow.kind).desc(), col(EventRow.id).desc()).limit(count).subquery()

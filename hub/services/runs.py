@@ -216,13 +216,16 @@ def describe(
     """A run as clients and pages see it.
 
     Args:
-        newest: at most so many rounds, the last ones; all when None. The others are not read.
+        newest: at most so many rounds, the last ones, and no more than a page of a list; None: a page. The
+            others are not read.
         before: only rounds before this one.
     """
     session.flush()
     query = select(RoundRow).where(RoundRow.plan == run.plan).order_by(col(RoundRow.round).desc())
     earlier = query if before is None else query.where(RoundRow.round < before)
-    rounds = [_round(row) for row in session.exec(earlier.limit(newest))][::-1]
+    most = hub.settings.page_size
+    most = most if newest is None else min(newest, most)
+    rounds = [_round(row) for row in session.exec(earlier.limit(most))][::-1]
     last = session.exec(select(func.max(RoundRow.round)).where(RoundRow.plan == run.plan)).one() or 0
     with hub.ledger.evidence(session) as evidence:
         plan = evidence.get(run.plan)
@@ -241,6 +244,7 @@ def describe(
         reason=run.reason,
         attempt=run.attempt,
         rounds_planned=plan.says["rounds"] if plan is not None else last,
+        rounds_closed=last,
         rounds=rounds,
         refusals=refusals,
         started_at=format_time(run.started_at),

@@ -182,7 +182,7 @@ def ours(folder: Path, mb: float, sites: int, rounds: int, site_files: Path | No
         if run.state != "finished":
             raise SystemExit(f"our run ended {run.state}: {run.reason}")
         spent = per_round(before, watch.spent(), rounds - 1)
-        figures = Figures([one.seconds for one in run.rounds], {}, spent, round(first, 2))
+        figures = Figures([one.seconds for one in client.whole_run(plan).rounds], {}, spent, round(first, 2))
     figures.peak_rss_mb = watch.peaks
     figures.bare_training_mb = bare_training(mb)
     return figures
