@@ -30,7 +30,7 @@ STREAMS = 4  # up: the store checks and writes each
 QUICK_S = 10.0  # a file goes whole while the rest of it takes less: that much is lost with its sender
 LOOK_S = 1.0  # of sending, before that is judged
 READ_STREAMS = max(3, min(4, os.cpu_count() or 3))  # down: one comes while others are hashed here
-ATTEMPTS = 6  # of one part, each longer after the last: about 6 s of patience in all
+ATTEMPTS = 9  # of one part, each longer after the last: about 16 s of patience, as a hub that restarts needs
 CHECK_POLL_S = 0.05
 CHECK_WAIT_S = 600.0
 # What the hub says of an upload that another process has ended meanwhile, or time.

@@ -95,7 +95,7 @@ def _place(hub: Hub, actor: Actor, one: Wanted, usable: dict[str, int], *, in_pa
     if one.size == 0:
         return Place(*keep_small(hub, actor, b""))
     part_bytes = max(hub.settings.plain_part_bytes, -(-one.size // PARTS_MOST)) if in_parts else one.size
-    row = _open_row(hub, actor, one)
+    row = _with_parts(hub, _open_row(hub, actor, one))
     urls = [
         hub.store.part_url(
             row.key,
@@ -147,6 +147,25 @@ def _open_row(hub: Hub, actor: Actor, one: Wanted) -> PlainUploadRow:
     return row
 
 
+def _with_parts(hub: Hub, row: PlainUploadRow) -> PlainUploadRow:
+    """The upload with parts that the store knows: begun anew where it has joined or dropped them."""
+    try:
+        hub.store.stored_parts(row.key, row.multipart)
+        return row
+    except Unchecked as error:
+        if error.code != "E_NO_UPLOAD":
+            raise
+    multipart = hub.store.begin_parts(row.key)
+    with hub.database.session_scope() as session:
+        now = session.get(PlainUploadRow, row.id, with_for_update=True)
+        mine = now is not None and now.multipart == row.multipart
+        if now is not None and mine:
+            now.multipart = multipart
+    if not mine:  # somebody else has, or it was finished meanwhile
+        hub.store.abort_parts(row.key, multipart)
+    return now or row
+
+
 def blob_key(sha256: str, upload_id: str) -> str:
     """Where the bytes of an upload lie."""
     return f"blobs/sha256/{sha256[:2]}/{sha256}.{upload_id}"
@@ -188,9 +207,11 @@ def _join(hub: Hub, row: PlainUploadRow) -> None:
     try:
         etags = hub.store.stored_parts(row.key, row.multipart)
     except Unchecked as error:
-        if error.code != "E_NO_UPLOAD" or hub.store.size(row.key) is None:
+        if error.code != "E_NO_UPLOAD":
             raise
-        return
+        if hub.store.size(row.key) is not None:
+            return
+        etags = {}  # the store has dropped them by a rule of its own
     if not etags:
         raise Refused("E_INCOMPLETE", f"file {row.sha256}: the store holds no bytes of it", status=409)
     hub.store.complete_parts(row.key, row.multipart, etags)

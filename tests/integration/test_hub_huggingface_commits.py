@@ -447,6 +447,30 @@ def test_unfinished_upload_is_dropped_in_the_end(
     assert put(answer["actions"]["upload"]["href"], data) == 404
 
 
+@pytest.mark.parametrize("ended", ["dropped", "joined"])
+def test_upload_whose_parts_the_store_has_ended_by_itself_is_begun_anew(
+    alliance: AllianceInProcess, owner: Stock, repo: str, ended: str
+) -> None:
+    data = os.urandom(700)
+    asked = (hashlib.sha256(data).hexdigest(), len(data))
+    (first,) = owner.batch(repo, asked).json()["objects"]
+    owner.send(first, data)
+    verify = path_of(first["actions"]["verify"]["href"])
+    with alliance.hub.database.session_scope(write=False) as session:
+        row = session.get_one(PlainUploadRow, verify.rpartition("/")[2])
+    if ended == "dropped":
+        alliance.store.abort_parts(row.key, row.multipart)
+        assert owner.http.post(verify, json={}).status_code == 409
+    else:  # by a hub that was killed before it looked at the whole
+        etags = alliance.store.stored_parts(row.key, row.multipart)
+        alliance.store.complete_parts(row.key, row.multipart, etags)
+    (again,) = owner.batch(repo, asked).json()["objects"]
+    assert again["actions"]["verify"] == first["actions"]["verify"]
+    owner.send(again, data)
+    assert owner.http.post(verify, json={}).status_code == 200
+    assert list(alliance.store.unfinished()) == []
+
+
 def test_upload_of_a_stock_client_cannot_be_completed_as_one_that_the_store_checked(
     alliance: AllianceInProcess, owner: Stock, repo: str
 ) -> None:
