@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation import training, transfer
+from federation import fetching, sending, training
 from federation.app_training import AppRunner
 from federation.compression import Feedback
 from federation.consents import Consent, check_plan_allowed, find_consent
@@ -285,7 +285,7 @@ class Agent:
                 "E_ORDER", f"order {order.id}: an input of {reference.size} bytes, the hub has {found.size}"
             )
         parts = None if found.parts is None else tuple(found.parts)
-        transfer.fetch(found.url, path, order.input, found.size, parts, over=_make_room(self._inputs))
+        fetching.fetch(found.url, path, order.input, found.size, parts, over=_make_room(self._inputs))
         return path
 
     def _train(self, task: Task, weights: Path, parameters: Mapping[str, Any], cohort: int) -> Answer:
@@ -433,7 +433,7 @@ class Agent:
         path, upload = self._update_path(answer.update_sha256), ""
         if path.exists():
             # The coordinator checks what it reads; nobody need wait until the hub has read it too.
-            upload = transfer.send_file(
+            upload = sending.send_file(
                 self._client, path, plan=plan.id, known=known, announced=announced, settled=False
             ).id
         return UpdateReference(sha256=answer.update_sha256, size=answer.update_size, upload=upload)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federation import transfer
+from federation import fetching
 from federation.app_bundle import AppBundle, check_named, read_bundle_file
 from federation.app_process import AppPolicy, AppProcess, sweep
 from federation.app_terms import AppTerms
@@ -124,7 +124,7 @@ class AppRunner:
                 raise Rejected(
                     "E_APP", f"app bundle: the plan says {terms.size} bytes, the hub has {found.size}"
                 )
-            transfer.fetch(found.url, path, terms.sha256, terms.size)
+            fetching.fetch(found.url, path, terms.sha256, terms.size)
             _keep_newest(self._folder)
         try:
             _, bundle = read_bundle_file(path)

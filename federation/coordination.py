@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import asking, transfer
+from federation import asking, fetching, sending
 from federation.closing import Closing, Stopped
 from federation.delivery import Exchange
 from federation.messages import InputReference
@@ -119,14 +119,14 @@ class Coordinator:
         """Bring a file of this run's into the store; where that is a folder of this machine, as it is.
 
         The hub then reads it, and it is the store's too: it must not be written over. ``settled`` as in
-        ``transfer.send_file``.
+        ``sending.send_file``.
         """
         announced = self.client.upload(sha256, size, plan=self.plan) if size <= ORDER_BYTES else None
         if announced and announced.file and _leave(path, Path(announced.file)):
             self.client.upload_complete(announced.id)
             return
         known = (sha256, size)
-        transfer.send_file(
+        sending.send_file(
             self.client, path, plan=self.plan, known=known, announced=announced, settled=settled
         )
 
@@ -136,10 +136,10 @@ class Coordinator:
         """
         parts = None if location.parts is None else tuple(location.parts)
         try:
-            transfer.fetch(location.url, path, location.sha256, location.size, parts, over=over)
+            fetching.fetch(location.url, path, location.sha256, location.size, parts, over=over)
         except Unchecked:
             fresh = self.client.weights(self.plan, location.sha256)
-            transfer.fetch(fresh.url, path, location.sha256, location.size, parts, over=over)
+            fetching.fetch(fresh.url, path, location.sha256, location.size, parts, over=over)
         return path
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import transfer
+from federation import fetching
 from federation.deciding import read_checked_plan, read_signed
 from federation.harmonising import STATISTICS_FILE
 from federation.home import Home
@@ -84,7 +84,7 @@ def finish_run(
         where = client.weights(plan.id, chain.aggregate)
         weights = files / plan.config.weights
         weights.unlink()
-        transfer.fetch(where.url, weights, chain.aggregate, where.size, where.parts)
+        fetching.fetch(where.url, weights, chain.aggregate, where.size, where.parts)
         if chain.statistics is not None:
             check_statistics(home, client, plan, chain.statistics).keep_with(files, plan.config.parameters)
         version = push_version(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from federation import training, transfer
+from federation import fetching, training
 from federation.deciding import read_signed
 from federation.figures import (
     Column,
@@ -167,7 +167,7 @@ def fetch_base(home: Home, client: "HubClient", plan: TrainingPlan, folder: Path
             if not path.exists() or hash_file(path)[0] != digest:
                 found = client.weights(plan.id, digest)
                 parts = None if found.parts is None else tuple(found.parts)
-                transfer.fetch(found.url, path, digest, found.size, parts)
+                fetching.fetch(found.url, path, digest, found.size, parts)
             return path
     raise Refused("E_ROUND_CHAIN", f"the hub shows no statement of round 1 of plan {plan.id}")
 

@@ -3,7 +3,7 @@
 Made for large bodies: ``http.client`` reads straight into the caller's buffer, which general clients do not.
 No credential of ours is ever sent from here: an order carries its own signature in its headers, a read URL in
 its query, and stores refuse a request that bears a second one. Redirects are followed by hand, a few, never
-from https to http. Used by ``federation.transfer`` only.
+from https to http. Used by ``federation.sending`` and ``federation.fetching``.
 """
 
 import base64
@@ -33,7 +33,7 @@ _FAILURES = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLEr
 
 
 class Broken(Exception):
-    """An exchange failed in a way that may pass: try again. Never leaves ``federation.transfer``.
+    """An exchange failed in a way that may pass: try again. Never leaves these two modules.
 
     Attributes:
         origin: scheme and host of the server with which it failed.

@@ -2,7 +2,7 @@
 
 The file fills under a hidden name made from its digest (its own may be as long as names can be), with a
 journal beside it, and gets its own name only when every byte of it is there and true. Used by
-``federation.transfer`` only.
+``federation.fetching`` only.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation import transfer
+from federation import fetching, sending
 from federation.app_bundle import check_named, read_bundle, typed_parameters
 from federation.app_terms import APP_BYTES, APP_FILE, AppTerms
 from federation.home import Home, write_atomically
@@ -215,7 +215,7 @@ def push_app(client: "HubClient", app: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / APP_FILE
         path.write_bytes(app)
-        transfer.send_file(client, path, known=(bundle.sha256, bundle.size))
+        sending.send_file(client, path, known=(bundle.sha256, bundle.size))
 
 
 def fetch_app(client: "HubClient", sha256: str) -> bytes:
@@ -229,7 +229,7 @@ def fetch_app(client: "HubClient", sha256: str) -> bytes:
         raise Rejected("E_SIZE", f"app {sha256}: at most {APP_BYTES} bytes are read, found {found.size}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / APP_FILE
-        transfer.fetch(found.url, path, sha256, found.size)
+        fetching.fetch(found.url, path, sha256, found.size)
         return path.read_bytes()
 
 
@@ -242,5 +242,5 @@ def _model_config(client: "HubClient", version: "wire.ModelVersion") -> bytes:
     url = next(file.url for file in pull.files if file.name == "config.json")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        transfer.fetch(url, path, entry.sha256, entry.size, entry.parts)
+        fetching.fetch(url, path, entry.sha256, entry.size, entry.parts)
         return path.read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from federation import transfer
+from federation import sending
 from federation.ahead import ahead
 from federation.home import Home
 from federation.licences import check_license
@@ -125,7 +125,7 @@ def _send_files(
     uploads += [(entry.name, _send(client, folder, entry, moved)) for entry in alone]
     for name, upload in uploads:
         with _naming(name):
-            transfer.wait_stored(client, upload)
+            sending.wait_stored(client, upload)
     return entries
 
 
@@ -145,7 +145,7 @@ def _send(
 ) -> "wire.Upload":
     hashed = (entry.sha256, entry.size, entry.parts)
     with _naming(entry.name):
-        return transfer.send_file(
+        return sending.send_file(
             client, folder / entry.name, progress=steps(moved), hashed=hashed, settled=False
         )
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from federation import transfer
+from federation import fetching
 from federation.home import Home
 from federation.small_files import SMALL_BYTES, fetch_small
 from federation.streams import Progress
@@ -216,7 +216,7 @@ def fetch_files(
                 moved(entry.size)
             continue  # by an earlier call: it got its name only when it was whole
         try:
-            transfer.fetch(
+            fetching.fetch(
                 url,
                 path,
                 entry.sha256,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import transfer
+from federation import fetching
 from federation.aggregation import SiteUpdate, aggregate, site_weight
 from federation.deciding import read_signed
 from federation.finishing import Chain
@@ -157,5 +157,5 @@ def _fetch(client: "HubClient", plan: str, sha256: str, path: Path, what: str) -
             "the plan's owner, auditors and the operator can read the updates that a plan keeps",
         ) from error
     parts = None if found.parts is None else tuple(found.parts)
-    transfer.fetch(found.url, path, sha256, found.size, parts)
+    fetching.fetch(found.url, path, sha256, found.size, parts)
     return found.size

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from federation.transfer import fetch_bytes
+from federation.fetching import fetch_bytes
 from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import FileEntry
 
@@ -71,7 +71,7 @@ def fetch_small(
         moved: told how many bytes arrived.
     Raises:
         Rejected: ``E_DIGEST``, a file has other bytes; ``E_SIZE``, the answer is too long or too short.
-        Refused, Unchecked: as ``transfer.fetch``.
+        Refused, Unchecked: as ``fetching.fetch``.
     """
     for number, group in enumerate(groups(files, DOWN_BYTES, DOWN_FILES)):
         missing = [entry for entry in group if not _is_there(folder / PurePosixPath(entry.name), entry.size)]

@@ -1,6 +1,6 @@
 """Several streams side by side: threads with connections of their own, what counts for them, how they wait.
 
-Used by ``federation.transfer``.
+Used by ``federation.sending`` and ``federation.fetching``.
 """
 
 import secrets
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from federation.origins import Peers
 
+ATTEMPTS = 9  # of one part, each longer after the last: about 16 s of patience, as a hub that restarts needs
 LONGEST_WAIT_S = 5.0
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class Counter:
 
 
 class Slow(Exception):
-    """The line is too slow for a whole file at once. Never leaves ``federation.transfer``."""
+    """The line is too slow for a whole file at once. Never leaves ``federation.sending``."""
 
 
 class Watch(Counter):

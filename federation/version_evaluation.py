@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation import transfer
+from federation import fetching
 from federation.app_process import AppPolicy
 from federation.app_training import AppRunner
 from federation.consents import Consent, check_plan_allowed, find_consent
@@ -138,7 +138,7 @@ def _fetch_weights(home: Home, client: "HubClient", plan: TrainingPlan, digest: 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"evaluate-{digest}.safetensors"
     if not path.exists():
-        transfer.fetch(where.url, path, digest, where.size, tuple(where.parts) if where.parts else None)
+        fetching.fetch(where.url, path, digest, where.size, tuple(where.parts) if where.parts else None)
     return path
 
 

@@ -213,6 +213,11 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
             )
 
 
+def part_length(number: int, size: int) -> int:
+    """Bytes of part ``number``, from 1, of a file of ``size`` bytes."""
+    return min(PART_BYTES, size - (number - 1) * PART_BYTES)
+
+
 def hash_file(path: Path, stop: threading.Event | None = None) -> tuple[str, int, tuple[str, ...] | None]:
     """Digest, size in bytes, and digests of the 32 MiB parts (None up to one part) of a file, in one pass.
 

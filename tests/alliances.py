@@ -26,7 +26,7 @@ from federation.home import Home
 from federation.joining import post_status
 from federation.plan import build_recipe, make_config
 from federation.publishing import push_version
-from federation.transfer import send_file
+from federation.sending import send_file
 from hub.keys import open_keys
 from hub.supervisor import Supervisor
 from storage.blobs import BlobStore

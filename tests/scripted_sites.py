@@ -22,8 +22,8 @@ from federation.messages import (
     read_message,
 )
 from federation.orders import read_order
+from federation.sending import send_file
 from federation.tensors import TensorFile, write_tensors
-from federation.transfer import send_file
 from storage.encoding import sha256_hex
 from storage.manifests import hash_file
 from tests.round_hub import LocalClient, RoundHub

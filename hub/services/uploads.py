@@ -27,7 +27,7 @@ from hub.services.quotas import check_quota
 from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected, Unchecked
-from storage.manifests import PART_BYTES
+from storage.manifests import PART_BYTES, part_length
 
 COORDINATOR_NAME = COORDINATOR
 
@@ -298,7 +298,7 @@ def answer(hub: Hub, row: UploadRow) -> Upload:
     orders = []
     for number, sha256 in enumerate(row.parts, start=1):
         if number not in done:
-            length = min(PART_BYTES, row.size - (number - 1) * PART_BYTES)
+            length = part_length(number, row.size)
             order = store.part_order(row.key, row.multipart, number, sha256, length)
             orders.append(_wire_order(number, order))
     return Upload(id=row.id, state="open", one_stream=store.one_stream, orders=orders, done_parts=done)

@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from federation.ahead import ahead
-from federation.transfer import READ_STREAMS, fetch, send_file
+from federation.fetching import READ_STREAMS, fetch
+from federation.sending import send_file
 from federation.wire import Upload
 from storage.blobs import BlobStore, FolderStore, store_secret
 from storage.manifests import PART_BYTES, hash_file

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from federation import transfer
+from federation import sending
 from tests.e2e import test_hub_serve as serve
 
 
@@ -14,7 +14,7 @@ def test_a_folder_store_and_its_server_share_the_secret_of_the_settings(tmp_path
         with serve.hub_process(tmp_path, STORE_SECRET_KEY="a secret of the operator's own") as hub:
             told = hub.ready()
             with serve.operator(told, tmp_path) as client:
-                assert transfer.send_file(client, content).state == "stored"
+                assert sending.send_file(client, content).state == "stored"
             assert hub.end() == 0
     stored = [
         path.read_bytes() for path in (tmp_path / "hub" / "store" / "blobs").rglob("*") if path.is_file()

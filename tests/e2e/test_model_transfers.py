@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 
-import federation.transfer
+import federation.fetching
+import federation.sending
 from federation.lifeline import plain_environment
 from federation.small_files import SMALL_BYTES
 from federation.stock_names import LARGEST_BYTES, git_oid
@@ -91,8 +93,8 @@ def killed(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments, **options)
 setattr(place, name, killed)
-import federation.transfer
-federation.transfer.QUICK_S = federation.transfer.LOOK_S = 0  # a line on which a file goes in parts
+import federation.sending
+federation.sending.QUICK_S = federation.sending.LOOK_S = 0  # a line on which a file goes in parts
 from hub.cli import main
 sys.exit(main(sys.argv[3:]))
 """
@@ -120,16 +122,16 @@ def folder_of(path: Path, **files: bytes) -> Path:
     return path
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
-    """One entry for each call of a function of ``federation.transfer``."""
+def counted(monkeypatch: pytest.MonkeyPatch, place: ModuleType, name: str) -> list[int]:
+    """One entry for each call of a module's function."""
     calls: list[int] = []
-    original: Callable[..., Any] = getattr(federation.transfer, name)
+    original: Callable[..., Any] = getattr(place, name)
 
     def call(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(federation.transfer, name, call)
+    monkeypatch.setattr(place, name, call)
     return calls
 
 
@@ -160,9 +162,9 @@ def test_push_that_was_killed_sends_only_what_is_missing(
     name = f"{OWNER}/killed"
     folder = folder_of(tmp_path / "m", model__safetensors=tensors(6 * PART_BYTES, b"killed"), a__txt=b"a")
     # Whole, given up; then parts, four at a time: three are there at least when the seventh begins.
-    alliance.killed(OWNER, "federation.transfer:_send_one", 8, "model", "push", str(folder), name)
+    alliance.killed(OWNER, "federation.sending:_send_one", 8, "model", "push", str(folder), name)
     assert alliance.problem(OWNER, "model", "show", name)["code"] == "E_NOT_FOUND"
-    sent = counted(monkeypatch, "_send_one")
+    sent = counted(monkeypatch, federation.sending, "_send_one")
     assert alliance.run(OWNER, "model", "push", str(folder), name)["version"] == 1
     assert 0 < len(sent) <= 4  # of seven parts and the small file
 
@@ -170,7 +172,7 @@ def test_push_that_was_killed_sends_only_what_is_missing(
 def test_push_sends_nothing_that_the_hub_has(
     alliance: Alliance, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = counted(monkeypatch, "_send_one")
+    sent = counted(monkeypatch, federation.sending, "_send_one")
     assert alliance.run(OWNER, "model", "push", str(pushed), NAME)["version"] == 1
     assert sent == []
     folder = folder_of(tmp_path / "next", model__safetensors=LARGE, config__json=b'{"n": 2}')
@@ -257,19 +259,19 @@ def test_grant_of_one_without_a_status_list_is_said_to_be_of_no_use_yet(
 def test_push_sends_all_files_before_it_waits_for_the_hub_to_check_one(
     alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.transfer, "QUICK_S", 0)  # a line on which a file goes in parts
-    monkeypatch.setattr(federation.transfer, "LOOK_S", 0)
+    monkeypatch.setattr(federation.sending, "QUICK_S", 0)  # a line on which a file goes in parts
+    monkeypatch.setattr(federation.sending, "LOOK_S", 0)
     shards = {f"model-{n}__safetensors": tensors(PART_BYTES + n, b"%d" % n) for n in range(3)}
     folder = folder_of(tmp_path / "m", config__json=b"{}", z__txt=b"z" * SMALL_BYTES * 2, **shards)
     steps: list[str] = []
     for name in ("send_file", "wait_stored"):
-        original = getattr(federation.transfer, name)
+        original = getattr(federation.sending, name)
 
         def step(*arguments: Any, name: str = name, original: Any = original, **options: Any) -> Any:
             steps.append(name)
             return original(*arguments, **options)
 
-        monkeypatch.setattr(federation.transfer, name, step)
+        monkeypatch.setattr(federation.sending, name, step)
     assert alliance.run(OWNER, "model", "push", str(folder), f"{OWNER}/shards")["version"] == 1
     assert steps == ["send_file"] * 4 + ["wait_stored"] * 4
     alliance.run(OWNER, "model", "pull", f"{OWNER}/shards@1", str(tmp_path / "got"))
@@ -296,7 +298,7 @@ def test_pull_that_was_killed_goes_on_and_nothing_stands_there_before(
     target = tmp_path / "model"
     alliance.killed(FIRM, function, after, "model", "pull", f"{NAME}@1", str(target))
     assert not target.exists() and [path.name[:7] for path in tmp_path.iterdir()] == [".model."]
-    read = counted(monkeypatch, "_read_piece")
+    read = counted(monkeypatch, federation.fetching, "_read_piece")
     answer = alliance.run(FIRM, "model", "pull", f"{NAME}:base", str(target))
     assert answer["grant"] and len(read) in fetched
     assert same(target, pushed) and list(tmp_path.iterdir()) == [target]
@@ -341,7 +343,7 @@ def test_public_version_is_pulled_with_its_evidence_by_a_member_without_a_grant(
 def test_verify_only_names_what_differs_and_fetches_no_file(
     alliance: Alliance, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = counted(monkeypatch, "_read_piece")
+    read = counted(monkeypatch, federation.fetching, "_read_piece")
     copy = tmp_path / "copy"
     shutil.copytree(pushed, copy)
     assert alliance.run(FIRM, "model", "pull", f"{NAME}@1", str(copy), "--verify-only")["version"] == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from federation import agent as agent_module
-from federation import site_word, training, transfer
+from federation import sending, site_word, training
 from federation.agent import Agent
 from federation.compression import Feedback
 from federation.home import Home
@@ -274,7 +274,7 @@ def test_an_update_is_not_read_again_to_be_sent(site: Site, monkeypatch: pytest.
     def read(path: Path) -> None:
         raise AssertionError(f"{path} was hashed a second time")
 
-    monkeypatch.setattr(transfer, "hash_file", read)
+    monkeypatch.setattr(sending, "hash_file", read)
     assert site.do(1).refusal is None
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from federation import small_files, transfer, wire
+from federation import fetching, small_files, wire
 from federation.client import HubClient
 from federation.deciding import (
     approvals_of,
@@ -81,7 +81,7 @@ def finished(setting: Setting) -> Journey:
 @pytest.fixture(autouse=True)
 def downloads(alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Follow the download origin, which has no socket here, to the blob server, which has one."""
-    plain = transfer.fetch
+    plain = fetching.fetch
 
     def fetch(url: str, path: Path, *args: Any, **named: Any) -> None:
         if "/d/" in urlsplit(url).path:
@@ -95,7 +95,7 @@ def downloads(alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch) -> N
         assert len(data) == size
         return data
 
-    monkeypatch.setattr(transfer, "fetch", fetch)
+    monkeypatch.setattr(fetching, "fetch", fetch)
     monkeypatch.setattr(small_files, "fetch_bytes", fetch_bytes)
 
 

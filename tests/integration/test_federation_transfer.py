@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+import federation.fetching
+import federation.sending
 import federation.streams
-import federation.transfer
 import storage.manifests
+from federation.fetching import fetch, fetch_bytes
 from federation.partials import Partial
-from federation.transfer import fetch, fetch_bytes, send_file
+from federation.sending import send_file
 from federation.wire import Upload
 from storage.blobs import BlobStore, Order
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
@@ -45,7 +47,8 @@ def partial_of(folder: Path, data: bytes) -> Path:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 5 MiB, and no patience to speak of."""
     monkeypatch.setattr(storage.manifests, "PART_BYTES", PART)
-    monkeypatch.setattr(federation.transfer, "PART_BYTES", PART)
+    monkeypatch.setattr(federation.fetching, "PART_BYTES", PART)
+    monkeypatch.setattr(federation.sending, "PART_BYTES", PART)
     monkeypatch.setattr(federation.streams, "LONGEST_WAIT_S", 0.02)
 
 
@@ -122,7 +125,7 @@ def test_expired_orders_are_renewed_for_the_parts_that_are_missing(
 def test_store_without_room_is_told_as_that(
     hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("federation.transfer.ATTEMPTS", 2)
+    monkeypatch.setattr("federation.sending.ATTEMPTS", 2)
     with OddServer(lambda path, asked, n: (507, {}, b"")) as full:
         hub.spoil = lambda number, order: Order("PUT", full.url, order.headers, order.expires)
         with pytest.raises(Unchecked, match=r"E_HUB_FULL: .*answered 507") as caught:
@@ -160,7 +163,7 @@ def test_file_whose_digest_is_known_goes_whole_and_is_stored_without_another_rea
 def test_file_goes_whole_where_one_stream_is_as_quick_as_several(
     hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.transfer, "QUICK_S", 3600)
+    monkeypatch.setattr(federation.sending, "QUICK_S", 3600)
     hub.one_stream = True
     seen: list[int] = []
     path = file_of(tmp_path, LARGE)
@@ -173,17 +176,17 @@ def test_file_goes_whole_where_one_stream_is_as_quick_as_several(
 def test_line_that_turns_out_slow_is_given_up_and_the_file_goes_on_in_parts(
     hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.transfer, "QUICK_S", 0)
-    monkeypatch.setattr(federation.transfer, "LOOK_S", 0)
+    monkeypatch.setattr(federation.sending, "QUICK_S", 0)
+    monkeypatch.setattr(federation.sending, "LOOK_S", 0)
     hub.one_stream = True
     sent: list[int] = []
-    plain = federation.transfer._send_one
+    plain = federation.sending._send_one
 
     def counted(peers: Any, path: Path, order: Any, *rest: Any) -> str:
         sent.append(order.part)
         return plain(peers, path, order, *rest)
 
-    monkeypatch.setattr(federation.transfer, "_send_one", counted)
+    monkeypatch.setattr(federation.sending, "_send_one", counted)
     seen: list[int] = []
     path = file_of(tmp_path, LARGE)
     assert send_file(hub, path, progress=lambda done, total: seen.append(done)).state == "stored"

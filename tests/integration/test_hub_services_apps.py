@@ -103,12 +103,12 @@ def test_a_plan_of_an_app_that_its_issuer_did_not_upload_is_refused(setting: Set
 def test_a_plan_of_bytes_that_are_no_bundle_or_of_strange_parameters_is_refused(
     setting: Setting, tmp_path: Path
 ) -> None:
-    from federation import transfer
+    from federation import sending
 
     app = pack(more=b"not listed")
     (tmp_path / "app.fab").write_bytes(app)
     with setting.alliance.as_(OWNER) as owner:
-        transfer.send_file(owner, tmp_path / "app.fab")
+        sending.send_file(owner, tmp_path / "app.fab")
     refused("E_APP", setting.submit, app)
     good = app_of("four")
     setting.push(good)

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from federation import agent as agent_module
-from federation import round_desk, training, transfer
+from federation import round_desk, sending, training
 from federation.wire import SiteTrouble, WeightsLocation
 from hub.services import runs
 from hub.supervisor import Expiry
@@ -172,7 +172,7 @@ def store_away(stage: Stage, patch: pytest.MonkeyPatch) -> None:
         return WeightsLocation(sha256=sha256, size=size, url="http://127.0.0.1:1/gone")
 
     patch.setattr(patch_client, "weights", nowhere)
-    patch.setattr(transfer, "ATTEMPTS", 1)
+    patch.setattr(sending, "ATTEMPTS", 1)
 
 
 def other_bytes(stage: Stage, patch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def other_bytes(stage: Stage, patch: pytest.MonkeyPatch) -> None:
 
 def changed_update(stage: Stage, patch: pytest.MonkeyPatch) -> None:
     """The update's bytes rot on the site's disk after it was written and before it is sent."""
-    before = transfer.send_file
+    before = sending.send_file
 
     def rotten(client: Any, path: Path, **options: Any) -> Any:
         if path.is_relative_to(stage.troubled.home.path):
@@ -197,7 +197,7 @@ def changed_update(stage: Stage, patch: pytest.MonkeyPatch) -> None:
             path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
         return before(client, path, **options)
 
-    patch.setattr(transfer, "send_file", rotten)
+    patch.setattr(sending, "send_file", rotten)
 
 
 def clock_ahead(stage: Stage, patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import select
 
 from federation import wire
-from federation.transfer import fetch
+from federation.fetching import fetch
 from hub.services import pulls
 from hub.tables import CapabilityRow, InstitutionRow
 from storage.encoding import format_time, read_json

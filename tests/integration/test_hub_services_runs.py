@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from federation import wire
 from federation.client import HubClient
-from federation.transfer import send_file
+from federation.sending import send_file
 from hub.services import run_updates
 from hub.services.garbage import sweep
 from hub.tables import BlobRow, RoundRow, RunRow, UploadRow

@@ -10,8 +10,8 @@ import pytest
 from sqlmodel import select
 
 from federation.client import HubClient
+from federation.sending import send_file
 from federation.stock_names import LARGEST_BYTES
-from federation.transfer import send_file
 from federation.wire import Upload
 from hub.background import Housekeeper
 from hub.services import uploads_waiting
