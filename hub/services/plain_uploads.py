@@ -28,7 +28,7 @@ from hub.context import Hub
 from hub.errors import not_found
 from hub.services.keeping import hold_blob, hold_blobs
 from hub.services.quotas import check_quota
-from hub.services.uploads import add_blobs, may_use, uploader_of
+from hub.services.uploads import add_blobs, begin_anew, may_use, uploader_of
 from hub.tables import BlobRow, PlainUploadRow, UploadRow
 from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
@@ -155,15 +155,9 @@ def _with_parts(hub: Hub, row: PlainUploadRow) -> PlainUploadRow:
     except Unchecked as error:
         if error.code != "E_NO_UPLOAD":
             raise
-    multipart = hub.store.begin_parts(row.key)
-    with hub.database.session_scope() as session:
-        now = session.get(PlainUploadRow, row.id, with_for_update=True)
-        mine = now is not None and now.multipart == row.multipart
-        if now is not None and mine:
-            now.multipart = multipart
-    if not mine:  # somebody else has, or it was finished meanwhile
-        hub.store.abort_parts(row.key, multipart)
-    return now or row
+    begin_anew(hub, row)
+    with hub.database.session_scope(write=False) as session:
+        return session.get(PlainUploadRow, row.id) or row
 
 
 def blob_key(sha256: str, upload_id: str) -> str:

@@ -24,7 +24,7 @@ from hub.errors import bad_field, conflict, not_found
 from hub.services.keeping import COORDINATOR, hold_blob, hold_blobs
 from hub.services.pulls import may_pull
 from hub.services.quotas import check_quota
-from hub.tables import ACTIVE_RUNS, BlobRow, PlanRow, RunRow, UploadRow, VersionFileRow
+from hub.tables import ACTIVE_RUNS, BlobRow, PlainUploadRow, PlanRow, RunRow, UploadRow, VersionFileRow
 from storage.blobs import ORDER_BYTES, Order
 from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, part_length
@@ -243,20 +243,21 @@ def fresh_orders(hub: Hub, actor: Actor, upload_id: str) -> Upload:
             raise
     if _is_joined(hub, row):
         return complete(hub, actor, upload_id)
-    _begin_anew(hub, row)
+    begin_anew(hub, row)
     with hub.database.session_scope(write=False) as session:
         row = _owned(session, actor, upload_id)
     return answer(hub, row)
 
 
-def _begin_anew(hub: Hub, row: UploadRow) -> None:
+def begin_anew(hub: Hub, row: UploadRow | PlainUploadRow) -> None:
     """Begin the parts anew that the store has dropped by itself, as by a rule for old unfinished uploads."""
-    multipart = hub.store.begin_parts(row.key)
+    multipart, mine = hub.store.begin_parts(row.key), False
     with hub.database.session_scope() as session:
-        now = session.get(UploadRow, row.id, with_for_update=True)
-        mine = now is not None and (now.state, now.multipart) == ("open", row.multipart)
-        if now is not None and mine:
-            now.multipart = multipart
+        now = session.get(type(row), row.id, with_for_update=True)
+        if (
+            isinstance(now, PlainUploadRow) or (isinstance(now, UploadRow) and now.state == "open")
+        ) and now.multipart == row.multipart:
+            now.multipart, mine = multipart, True
     if not mine:  # somebody else has, or all of it came meanwhile
         hub.store.abort_parts(row.key, multipart)
 
