@@ -11,13 +11,14 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 from federation.origins import Answer, Broken, Peers, origin_of, refusal_of
-from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, reserve
+from federation.partials import CHUNK_BYTES, Partial, Piece, WholeDigest, reserve, write_at
+from federation.splicing import can_splice, splice_body
 from federation.streams import ATTEMPTS, Counter, Progress, in_streams, wait_s
 from storage.early_sync import EARLY_BYTES, EarlySync
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
@@ -73,7 +74,8 @@ def fetch(
             whole = WholeDigest(partial.path, pieces, kept) if several and not parts_are_signed else None
             missing = [piece for piece in pieces if piece.number not in kept]
             with EarlySync(partial.file, EARLY_BYTES if durable else size) as disk:
-                target = _Target(path.name, partial.file, size, counter, disk, by_hub)
+                splices = can_splice(partial.file)
+                target = _Target(path.name, partial.file, size, splices, counter, disk, by_hub)
                 _fetch_pieces(url, missing, partial, target, whole, streams)
             if whole and whole.result() != sha256:
                 partial.remove()
@@ -105,6 +107,7 @@ def fetch_bytes(url: str, size: int) -> bytes:
             try:
                 return _read_bytes(peers, url, size)
             except Broken as error:
+                peers.close()
                 if attempt == ATTEMPTS:
                     raise Unchecked(_away(error, url, by_hub=True), str(error), "try again") from error
                 time.sleep(wait_s(attempt))
@@ -121,7 +124,7 @@ def _read_bytes(peers: Peers, url: str, size: int) -> bytes:
             raise _may_pass(answer, refused)
         raise refused
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK_BYTES, size + 1)))
-    while count := _read_some(peers, answer, buffer):
+    while count := _read_some(answer, buffer):
         data += buffer[:count]
         if len(data) > size:
             raise Rejected("E_SIZE", f"{origin_of(url)}: more than the {size} bytes of these files come")
@@ -178,15 +181,10 @@ class _Target:
     name: str
     file: int
     size: int
+    splices: bool  # the kernel can move bytes into it by itself
     counter: Counter
     disk: EarlySync
     by_hub: bool
-
-    def write(self, data: memoryview, offset: int) -> None:
-        while data:
-            count = os.pwrite(self.file, data, offset)
-            data, offset = data[count:], offset + count
-            self.disk.wrote(count)
 
 
 def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: threading.Event) -> bool:
@@ -202,6 +200,7 @@ def _read_piece(peers: Peers, url: str, piece: Piece, target: _Target, stop: thr
                 target.counter.add(count)
             return True
         except Broken as error:
+            peers.close()
             target.counter.add(-done)
             if attempt == ATTEMPTS:
                 raise Unchecked(
@@ -224,13 +223,13 @@ def _stream_piece(peers: Peers, url: str, piece: Piece, target: _Target) -> Iter
         raise Rejected(
             "E_SIZE", f"{name}: {response.length} bytes come for part {piece.number}, expected {piece.size}"
         )
-    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(min(CHUNK_BYTES, piece.size + 1))), 0
-    while count := _read_some(peers, answer, buffer):
-        if done + count > piece.size:
-            peers.close()
-            raise Rejected("E_SIZE", f"{name}: more than the {piece.size} bytes of part {piece.number} come")
-        digest.update(buffer[:count])
-        target.write(buffer[:count], piece.offset + done)
+    digest, done = hashlib.sha256(), 0
+    if target.splices and answer.plain is not None and response.length is not None:
+        coming = splice_body(answer, target.file, piece.offset, piece.size, digest.update)
+    else:
+        coming = _copy_body(answer, piece, target, digest.update)
+    for count in coming:
+        target.disk.wrote(count)
         done += count
         yield count
     if response.will_close or done < piece.size:
@@ -260,9 +259,24 @@ def _ask_for(peers: Peers, url: str, piece: Piece, target: _Target) -> Answer:
     raise refused
 
 
-def _read_some(peers: Peers, answer: Answer, buffer: memoryview) -> int:
+def _copy_body(
+    answer: Answer, piece: Piece, target: _Target, update: Callable[[memoryview], object]
+) -> Iterator[int]:
+    """Read the body and write it to its place; yield how many bytes were written, as they come."""
+    buffer, done = memoryview(bytearray(min(CHUNK_BYTES, piece.size + 1))), 0
+    while count := _read_some(answer, buffer):
+        if done + count > piece.size:
+            raise Rejected(
+                "E_SIZE", f"{target.name}: more than the {piece.size} bytes of part {piece.number} come"
+            )
+        update(buffer[:count])
+        write_at(target.file, buffer[:count], piece.offset + done)
+        done += count
+        yield count
+
+
+def _read_some(answer: Answer, buffer: memoryview) -> int:
     try:
         return answer.response.readinto(buffer)
     except (HTTPException, OSError) as error:
-        peers.close()
         raise Broken(answer.url, type(error).__name__) from error

@@ -3,7 +3,7 @@
 Made for large bodies: ``http.client`` reads straight into the caller's buffer, which general clients do not.
 No credential of ours is ever sent from here: an order carries its own signature in its headers, a read URL in
 its query, and stores refuse a request that bears a second one. Redirects are followed by hand, a few, never
-from https to http. Used by ``federation.sending`` and ``federation.fetching``.
+from https to http. Used by ``federation.sending``, ``federation.fetching`` and ``federation.splicing``.
 """
 
 import base64
@@ -33,7 +33,7 @@ _FAILURES = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLEr
 
 
 class Broken(Exception):
-    """An exchange failed in a way that may pass: try again. Never leaves these two modules.
+    """An exchange failed in a way that may pass: try again. Never leaves the modules that use this one.
 
     Attributes:
         origin: scheme and host of the server with which it failed.
@@ -51,6 +51,7 @@ class Answer:
     response: http.client.HTTPResponse
     url: str
     redirected: bool
+    plain: socket.socket | None  # that brings it, where nothing encrypts it
 
 
 class Peers:
@@ -70,9 +71,9 @@ class Peers:
             Unchecked: ``E_REDIRECT``; the redirects lead nowhere that we go.
         """
         for hop in range(MAX_REDIRECTS + 1):
-            response = self._ask(url, {"Accept-Encoding": "identity", **headers})
+            response, sock = self._ask(url, {"Accept-Encoding": "identity", **headers})
             if response.status not in REDIRECTS:
-                return Answer(response, url, hop > 0)
+                return Answer(response, url, hop > 0, None if isinstance(sock, ssl.SSLSocket) else sock)
             target = urljoin(url, response.getheader("Location") or "")
             response.read(MAX_PROBLEM_BYTES)
             if response.will_close or not response.isclosed():
@@ -136,12 +137,13 @@ class Peers:
             offset, size = offset + count, size - count
             gone(count)
 
-    def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def _ask(self, url: str, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, socket.socket]:
         connection = self._connection(url)
         try:
             self._start(connection, "GET", url, headers)
+            sock = connection.sock  # an answer after which it closes has it to itself
             self._response = connection.getresponse()
-            return self._response
+            return self._response, sock
         except _FAILURES as error:
             self.drop(url)
             raise Broken(url, f"{type(error).__name__}: {error}") from error

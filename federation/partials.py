@@ -2,7 +2,7 @@
 
 The file fills under a hidden name made from its digest (its own may be as long as names can be), with a
 journal beside it, and gets its own name only when every byte of it is there and true. Used by
-``federation.fetching`` only.
+``federation.fetching`` and ``federation.splicing`` only.
 """
 
 import contextlib
@@ -54,6 +54,13 @@ def reserve(file: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
+
+
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Write all of it."""
+    while data:
+        count = os.pwrite(file, data, offset)
+        data, offset = data[count:], offset + count
 
 
 class Partial:
