@@ -167,6 +167,15 @@ class HubClient(HubConnection):
         body = wire.UploadParts(etags=dict(etags or {}))
         return self._post(f"uploads/{_part(upload_id)}/complete", body, wire.Upload)
 
+    def upload_unhashed(self, size: int) -> wire.UnhashedUpload | None:
+        """Announce a file whose digest will follow; None: the hub wants the digest first."""
+        return self._post("unhashed-uploads", wire.UnhashedRequest(size=size), wire.UnhashedAnswer).upload
+
+    def unhashed_complete(self, upload_id: str, sha256: str) -> wire.Upload:
+        """Say that all bytes are in the store, and what their digest is."""
+        body = wire.UnhashedEnd(sha256=sha256)
+        return self._post(f"unhashed-uploads/{_part(upload_id)}/complete", body, wire.Upload)
+
     def upload_small(self, files: Sequence[wire.SmallFile]) -> None:
         """Give the hub small files, bytes and all; it hashes each."""
         self._call("POST", "small-files", wire.SmallFiles(files=list(files)))

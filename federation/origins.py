@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from storage import aws_chunked
 from storage.errors import Refused, Unchecked, shown
 
 CONNECT_S = 10.0
@@ -92,11 +93,14 @@ class Peers:
         offset: int,
         size: int,
         gone: Callable[[int], None],
+        *,
+        trailer: Callable[[], str] | None = None,
     ) -> http.client.HTTPResponse:
         """Send ``size`` bytes of a file from ``offset`` on; the answer's small body has been read.
 
         Args:
             gone: told how many bytes went, as they go; what it raises ends the connection.
+            trailer: waits for the digest of these bytes: they go in chunks, and it after them.
         Raises:
             Broken: no connection, or it broke before an answer came.
             OSError: of the file.
@@ -104,9 +108,14 @@ class Peers:
         connection = self._connection(url)
         try:
             with path.open("rb", buffering=0) as file:
-                self._start(connection, "PUT", url, {**headers, "Content-Length": str(size)})
+                length = size if trailer is None else aws_chunked.chunked_length(size)
+                self._start(connection, "PUT", url, {**headers, "Content-Length": str(length)})
                 with contextlib.suppress(ConnectionError):  # it may have answered before it hung up
-                    self._send(connection.sock, file, offset, size, gone)
+                    if trailer is None:
+                        self._send(connection.sock, file, offset, size, gone)
+                    else:
+                        self._send_chunks(connection.sock, file, offset, size, gone)
+                        connection.sock.sendall(aws_chunked.end_of_body(trailer()))
             response = connection.getresponse()
             response.read(MAX_PROBLEM_BYTES)
         except _FAILURES as error:
@@ -136,6 +145,15 @@ class Peers:
                 raise http.client.HTTPException("the file became shorter while it was sent")
             offset, size = offset + count, size - count
             gone(count)
+
+    def _send_chunks(
+        self, sock: socket.socket, file: io.FileIO, offset: int, size: int, gone: Callable[[int], None]
+    ) -> None:
+        for before, length in aws_chunked.chunks(size):
+            sock.sendall(before)
+            self._send(sock, file, offset, length, gone)
+            sock.sendall(aws_chunked.END)
+            offset += length
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, socket.socket]:
         connection = self._connection(url)

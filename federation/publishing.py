@@ -18,14 +18,17 @@ from federation.home import Home
 from federation.licences import check_license
 from federation.pulling import steps
 from federation.small_files import SMALL_BYTES, send_small
+from federation.unhashed import sent_unhashed
 from storage.croissant import make_croissant
 from storage.encoding import check_asset_name, sha256_hex
 from storage.errors import FedhubError, Refused, Unchecked
 from storage.manifests import (
+    PART_BYTES,
     FileEntry,
     Manifest,
     build_manifest,
     compose_manifest,
+    list_files,
     new_salt,
     oms_payload,
     read_entries,
@@ -107,10 +110,11 @@ def _send_files(
 ) -> list[FileEntry]:
     """Bring the files of ``folder`` into the store, but for those whose digests are ``there``.
 
-    While one is sent, the next is hashed here and those before it are checked by the hub.
+    While one is sent, the next is hashed here and those before it are checked by the hub. The first large one
+    is sent while it is hashed itself.
     """
     entries, small, uploads = list[FileEntry](), list[FileEntry](), list[tuple[str, "wire.Upload"]]()
-    with _read_entries_ahead(folder) as coming:
+    with _read_entries_ahead(folder) as coming, _first_sent_unhashed(client, folder, moved) as end:
         for entry in coming:
             entries.append(entry)
             if entry.sha256 in there:
@@ -119,7 +123,7 @@ def _send_files(
             elif entry.size <= SMALL_BYTES:
                 small.append(entry)
             else:
-                uploads.append((entry.name, _send(client, folder, entry, moved)))
+                uploads.append((entry.name, end(entry) or _send(client, folder, entry, moved)))
     together = send_small(client, folder, small, moved)
     alone = [entry for entry in small if entry.name not in together]
     uploads += [(entry.name, _send(client, folder, entry, moved)) for entry in alone]
@@ -138,6 +142,25 @@ def _read_entries_ahead(folder: Path) -> Iterator[Iterator[FileEntry]]:
             yield entries
         finally:
             stop.set()
+
+
+@contextmanager
+def _first_sent_unhashed(
+    client: "HubClient", folder: Path, moved: Callable[[int], None] | None
+) -> Iterator[Callable[[FileEntry], "wire.Upload | None"]]:
+    """Send the first large file while it is hashed; given its entry, the value ends that."""
+    large = (name for name, path in list_files(folder) if path.lstat().st_size > PART_BYTES)
+    first = next(large, None)
+    if first is None:
+        yield lambda entry: None
+        return
+    with sent_unhashed(client, folder / first, steps(moved)) as end:
+
+        def end_first(entry: FileEntry) -> "wire.Upload | None":
+            with _naming(entry.name):
+                return end(entry.sha256) if entry.name == first else None
+
+        yield end_first
 
 
 def _send(

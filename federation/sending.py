@@ -12,15 +12,24 @@ from typing import Protocol
 
 from federation.origins import Broken, Peers, origin_of
 from federation.partials import digest_of
-from federation.streams import ATTEMPTS, Counter, Progress, Slow, Watch, in_streams, wait_s
+from federation.streams import (
+    ATTEMPTS,
+    LOOK_S,
+    QUICK_S,
+    Counter,
+    Progress,
+    Slow,
+    Watch,
+    in_streams,
+    wait_s,
+)
+from federation.unhashed import UnhashedUploads, sent_unhashed
 from federation.wire import Upload, UploadOrder
 from storage.blobs import ORDER_BYTES
 from storage.errors import FedhubError, Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES, hash_file, part_length
 
 STREAMS = 4  # up: the store checks and writes each
-QUICK_S = 10.0  # a file goes whole while the rest of it takes less: that much is lost with its sender
-LOOK_S = 1.0  # of sending, before that is judged
 CHECK_POLL_S = 0.05
 CHECK_WAIT_S = 600.0
 # What the hub says of an upload that another process has ended meanwhile, or time.
@@ -32,7 +41,7 @@ _HINTS = {
 _LARGER = "the hub's operator lets it pass 32 MiB at least (nginx: client_max_body_size)"
 
 
-class Uploads(Protocol):
+class Uploads(UnhashedUploads, Protocol):
     """The part of a hub client that uploads need."""
 
     def upload(
@@ -63,7 +72,8 @@ def send_file(
 
     A repeat after a crash goes on with the parts that are missing: the hub knows which. Where the store takes
     one stream as quickly as several, a file goes whole under one order, as long as what is left of it will
-    take less than ``QUICK_S``; a line that turns out slower loses what it has sent, and goes on in parts.
+    take less than ``QUICK_S``; a line that turns out slower loses what it has sent, and goes on in parts. A
+    file that has yet to be hashed goes so while it is.
 
     Args:
         plan: statement id of the plan whose run this file belongs to.
@@ -86,6 +96,12 @@ def send_file(
         whole = _send_whole(client, path, upload, *known, progress, complete=settled)
         if whole is not None:
             return whole
+    if known is None and hashed is None and plan is None:
+        with sent_unhashed(client, path, progress) as end:
+            hashed = hash_file(path)
+            sent = end(hashed[0])
+        if sent is not None:
+            return sent
     sha256, size, parts = hashed or hash_file(path)
 
     def announce() -> Upload:

@@ -14,6 +14,8 @@ from federation.origins import Peers
 
 ATTEMPTS = 9  # of one part, each longer after the last: about 16 s of patience, as a hub that restarts needs
 LONGEST_WAIT_S = 5.0
+QUICK_S = 10.0  # a file goes whole while the rest of it takes less: that much is lost with its sender
+LOOK_S = 1.0  # of sending, before that is judged
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # bytes done, bytes in all; called from several threads, one at a time
@@ -40,7 +42,7 @@ class Counter:
 
 
 class Slow(Exception):
-    """The line is too slow for a whole file at once. Never leaves ``federation.sending``."""
+    """The line is too slow for a whole file at once. Never leaves ``sending`` and ``unhashed``."""
 
 
 class Watch(Counter):

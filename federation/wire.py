@@ -155,6 +155,10 @@ class UploadRequest(Wire):
     plan: Digest | None = None  # an update or an aggregate of this plan's run
 
 
+class UnhashedRequest(Wire):
+    size: int = Field(ge=0)
+
+
 class SmallFile(Wire):
     sha256: Digest
     data: str = Field(max_length=200_000)  # base64
@@ -170,6 +174,7 @@ class UploadOrder(Wire):
     url: str
     headers: dict[str, str]
     expires: str
+    trailer: bool = False  # the body goes in chunks, and its digest after them (``storage.aws_chunked``)
 
 
 class Upload(Wire):
@@ -179,6 +184,19 @@ class Upload(Wire):
     orders: list[UploadOrder] = Field(default_factory=list)
     done_parts: list[int] = Field(default_factory=list)
     file: str | None = None  # for the coordinator: where it may leave it, if the store is a folder there
+
+
+class UnhashedUpload(Wire):
+    id: str
+    order: UploadOrder
+
+
+class UnhashedAnswer(Wire):
+    upload: UnhashedUpload | None  # none: hash the file first, and announce it by its digest
+
+
+class UnhashedEnd(Wire):
+    sha256: Digest
 
 
 class UploadParts(Wire):

@@ -190,7 +190,7 @@ class BlobRow(SQLModel, table=True):
 
     __tablename__ = "blob"
     sha256: str = digest(primary_key=True)
-    size: int = moment()
+    size: int = moment(index=True)
     key: str = Field(max_length=255)  # where they lie in the store
     parts: list[str] | None = listed(nullable=True)  # digests of the 32 MiB parts of a larger file
     checked_by: str = Field(max_length=8)  # store, hub
@@ -475,6 +475,18 @@ class PlainUploadRow(SQLModel, table=True):
     size: int = moment()
     key: str = Field(max_length=255)
     multipart: str = Field(max_length=1024)  # the store's name for the parts
+    expires_at: int = moment(index=True)
+
+
+class UnhashedUploadRow(SQLModel, table=True):
+    """Bytes that go to the store while their sender hashes them: without a digest until they are there."""
+
+    __tablename__ = "unhashed_upload"
+    id: str = Field(primary_key=True, max_length=32)
+    uploader: str = Field(max_length=253, index=True)
+    size: int = moment()
+    key: str = Field(max_length=255)
+    multipart: str | None = Field(default=None, max_length=1024, nullable=True)  # as a store may keep them
     expires_at: int = moment(index=True)
 
 

@@ -22,7 +22,7 @@ from typing import BinaryIO, Protocol
 
 from storage.encoding import format_time
 from storage.errors import Misuse, Refused, Rejected, Unchecked
-from storage.folder_parts import BOOT, append_part, check_part, note_boot, same_boot
+from storage.folder_parts import BOOT, check_part, join_parts, note_boot, same_boot
 from storage.order_signing import LASTING, OrderSigner
 
 CHUNK_BYTES = 1 << 20
@@ -43,6 +43,7 @@ class Order:
     url: str
     headers: dict[str, str]
     expires: str  # YYYY-MM-DDThh:mm:ssZ
+    trailer: bool = False  # the body goes in chunks, and its digest after them (``storage.aws_chunked``)
 
 
 class BlobStore(Protocol):
@@ -84,6 +85,21 @@ class BlobStore(Protocol):
 
         Args:
             lasting: ``sync`` will be asked for as soon as they are there.
+        """
+
+    def unhashed_order(self, key: str, size: int) -> tuple[Order, str | None]:
+        """A request that puts any ``size`` bytes, of which the store itself finds the digest as they come.
+
+        They are nobody's before ``take_unhashed``. Only for stores with ``one_stream``.
+
+        Returns:
+            The order; the id of an upload of parts to abort, where the store keeps them as one.
+        """
+
+    def take_unhashed(self, key: str, upload_id: str | None, sha256: str, size: int) -> bool:
+        """Whether the bytes that came have this digest and size by the store's own finding.
+
+        Then they are the object, which no order can change any more.
         """
 
     def begin_parts(self, key: str) -> str:
@@ -317,6 +333,21 @@ class FolderStore:
         headers = self._signer.order_headers(key, query, sha256, size, expires)
         return Order("PUT", f"{self._url}/{key}{query}", headers, format_time(expires))
 
+    def unhashed_order(self, key: str, size: int) -> tuple[Order, str | None]:
+        upload_id = self.begin_parts(key)
+        url = self.part_url(key, upload_id, 1, size, expires_s=ORDER_S)
+        expires = format_time(int(self._clock()) + ORDER_S)
+        return Order("PUT", url, {LASTING: "1"}, expires), upload_id
+
+    def take_unhashed(self, key: str, upload_id: str | None, sha256: str, size: int) -> bool:
+        came = {} if upload_id is None else self.stored_parts(key, upload_id)
+        if not came:
+            raise no_blob(key)
+        if upload_id is None or came != {1: sha256}:
+            return False
+        self.complete_parts(key, upload_id, {1: sha256})
+        return self.size(key) == size
+
     def begin_parts(self, key: str) -> str:
         check_key(key)
         upload_id = secrets.token_hex(16)
@@ -379,12 +410,11 @@ class FolderStore:
             folder = self.upload_folder(key, upload_id)
             numbers = check_parts(upload_id, etags, self.stored_parts(key, upload_id))
             intact = same_boot(folder)
-            with incoming.open("xb", buffering=0) as joined:
-                for number in numbers:
-                    part = folder / f"{number}.{etags[number]}"
-                    if not intact:
-                        check_part(part, etags[number])
-                    append_part(joined, part)
+            parts = [folder / f"{number}.{etags[number]}" for number in numbers]
+            for number, part in zip(numbers, parts, strict=True):
+                if not intact:
+                    check_part(part, etags[number])
+            join_parts(incoming, parts)
             self.install(incoming, path)
         except (Unchecked, FileNotFoundError) as error:
             if path.is_file():

@@ -161,11 +161,20 @@ def read_entries(
     Raises:
         Rejected, Unchecked: as ``build_manifest`` and ``hash_file``.
     """
+    for relative, path in list_files(folder):
+        yield (known or {}).get(relative) or FileEntry(relative, *hash_file(path, stop))
+
+
+def list_files(folder: Path) -> list[tuple[str, Path]]:
+    """Names and places of the files of a folder, in a manifest's order.
+
+    Raises:
+        Rejected: ``E_PATH`` (V12); a name breaks a rule, or something is no regular file.
+        Unchecked: ``E_INPUT``; the folder cannot be read.
+    """
     found = list(_walk(folder, ""))
     check_names(relative for relative, _ in found)
-    found.sort(key=lambda pair: pair[0].split("/"))
-    for relative, path in found:
-        yield (known or {}).get(relative) or FileEntry(relative, *hash_file(path, stop))
+    return sorted(found, key=lambda pair: pair[0].split("/"))
 
 
 def compose_manifest(name: str, files: Iterable[FileEntry]) -> Manifest:

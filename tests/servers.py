@@ -31,9 +31,9 @@ from typing import Protocol
 import pytest
 
 import storage.manifests
-from federation.wire import Upload, UploadOrder
+from federation.wire import UnhashedUpload, Upload, UploadOrder
 from storage.blobs import BlobStore, FolderStore, Order, store_secret
-from storage.errors import Refused
+from storage.errors import Refused, Rejected
 
 START_S = 60.0
 S3_PROGRAMS = ("versitygw", "minio", "silo")
@@ -266,6 +266,9 @@ class StoreHub:
         self.store, self.key = store, key
         self.there = False
         self.one_stream = store.one_stream
+        self.unhashed = False  # whether it takes files before their digests
+        self.unhashed_parts: str | None = None
+        self.unhashed_size = 0
         self.announced: tuple[str, int, list[str] | None] = ("", 0, None)  # at last
         self.parts: list[str] | None = None  # of upload "u"; upload "w" is that of the whole
         self.upload_id: str | None = None
@@ -283,6 +286,30 @@ class StoreHub:
             self.parts = list(parts)
             self.upload_id = self.upload_id or self.store.begin_parts(self.key)
         return self.upload_orders("u" if parts else "w")
+
+    def upload_unhashed(self, size: int) -> UnhashedUpload | None:
+        if not (self.unhashed and self.store.one_stream):
+            return None
+        order, self.unhashed_parts = self.store.unhashed_order(self.key, size)
+        self.unhashed_size = size
+        self.given.append([-1])
+        return UnhashedUpload(id="n", order=self._wired(0, order))
+
+    def unhashed_complete(self, upload_id: str, sha256: str) -> Upload:
+        if not self.store.take_unhashed(self.key, self.unhashed_parts, sha256, self.unhashed_size):
+            raise Rejected("E_DIGEST", "the store holds other bytes")
+        return Upload(id=upload_id, state="stored")
+
+    def _wired(self, number: int, order: Order) -> UploadOrder:
+        order = self.spoil(number, order)
+        return UploadOrder(
+            part=number,
+            method="PUT",
+            url=order.url,
+            headers=order.headers,
+            expires=order.expires,
+            trailer=order.trailer,
+        )
 
     def upload_orders(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
         sha256, size, _ = self.announced
@@ -304,14 +331,7 @@ class StoreHub:
                 if n not in done
             }
         self.given.append(sorted(orders))
-        wired = []
-        for number, order in orders.items():
-            order = self.spoil(number, order)
-            wired.append(
-                UploadOrder(
-                    part=number, method="PUT", url=order.url, headers=order.headers, expires=order.expires
-                )
-            )
+        wired = [self._wired(number, order) for number, order in orders.items()]
         return Upload(id=upload_id, state="open", one_stream=self.one_stream, orders=wired, done_parts=done)
 
     def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from federation import wire
 from hub.api.auth import CurrentActor, HubHere
 from hub.api.problems import responses
-from hub.services import plain_uploads, uploads
+from hub.services import plain_uploads, unhashed_uploads, uploads
 
 router = APIRouter(tags=["uploads"])
 
@@ -34,3 +34,19 @@ def complete(hub: HubHere, actor: CurrentActor, upload_id: str, request: wire.Up
     """Say that all bytes are in the store; while `checking` the hub reads the whole once: ask again."""
     del request
     return uploads.complete(hub, actor, upload_id)
+
+
+@router.post("/unhashed-uploads", status_code=201)
+def announce_unhashed(
+    hub: HubHere, actor: CurrentActor, request: wire.UnhashedRequest
+) -> wire.UnhashedAnswer:
+    """Announce a large file by its size alone, to send it while it is hashed; no upload: hash it first."""
+    return wire.UnhashedAnswer(upload=unhashed_uploads.announce(hub, actor, request.size))
+
+
+@router.post("/unhashed-uploads/{upload_id}/complete", responses=responses(404, 409))
+def complete_unhashed(
+    hub: HubHere, actor: CurrentActor, upload_id: str, request: wire.UnhashedEnd
+) -> wire.Upload:
+    """Say that all bytes are in the store, and their digest: it must be the one that the store has found."""
+    return unhashed_uploads.complete(hub, actor, upload_id, request.sha256)

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlmodel import Session, col, delete, select
 
 from hub.context import Hub
-from hub.services import plain_uploads, uploads_waiting, xet_ingest
+from hub.services import plain_uploads, unhashed_uploads, uploads_waiting, xet_ingest
 from hub.services.keeping import (
     ASSETS,
     BATCH,
@@ -33,6 +33,7 @@ from hub.tables import (
     FileListRow,
     PlainUploadRow,
     RevisionRow,
+    UnhashedUploadRow,
     UploadRow,
     VersionFileRow,
     VersionRow,
@@ -78,7 +79,8 @@ def sweep(hub: Hub, *, now: int | None = None, dry_run: bool = False) -> Swept:
 
 def expire(hub: Hub) -> int:
     """Drop every kind of upload that nobody finished in time; returns how many."""
-    return uploads_waiting.expire(hub) + plain_uploads.expire(hub) + xet_ingest.expire(hub)
+    kinds = (uploads_waiting, plain_uploads, unhashed_uploads, xet_ingest)
+    return sum(kind.expire(hub) for kind in kinds)
 
 
 def _late_uploads(hub: Hub) -> int:
@@ -88,6 +90,7 @@ def _late_uploads(hub: Hub) -> int:
         late = [
             session.exec(select(UploadRow.id).where(states, UploadRow.expires_at <= now)).all(),
             session.exec(select(PlainUploadRow.id).where(PlainUploadRow.expires_at <= now)).all(),
+            session.exec(select(UnhashedUploadRow.id).where(UnhashedUploadRow.expires_at <= now)).all(),
             session.exec(select(XorbRow.hash).where(XorbRow.expires_at <= now)).all(),
         ]
     return sum(map(len, late))

@@ -23,6 +23,7 @@ from hub.tables import (
     RunRow,
     StatementRow,
     StatementSubjectRow,
+    UnhashedUploadRow,
     UploadRow,
     VersionFileRow,
     VersionRow,
@@ -115,7 +116,7 @@ def needed_keys(session: Session, keys: Iterable[str]) -> set[str]:
 
 def unfinished_keys(session: Session, keys: Iterable[str]) -> set[str]:
     """Which of these objects are of uploads that are not finished."""
-    return _named(session, keys, (UploadRow.key, PlainUploadRow.key))
+    return _named(session, keys, (UploadRow.key, PlainUploadRow.key, UnhashedUploadRow.key))
 
 
 def _named(session: Session, keys: Iterable[str], columns: Iterable[str]) -> set[str]:

@@ -9,7 +9,7 @@ from sqlmodel import Session, col, func, select
 
 from hub.context import Hub
 from hub.services.keeping import COORDINATOR
-from hub.tables import PlainUploadRow, UploadRow
+from hub.tables import PlainUploadRow, UnhashedUploadRow, UploadRow
 from storage.errors import Refused
 
 
@@ -26,7 +26,9 @@ def used_bytes(session: Session, institution: str, *, but: str = "") -> int:
     )
     files = kept.union(plain).subquery()
     total = session.exec(select(func.coalesce(func.sum(files.c.size), 0))).one()
-    return int(total)
+    unhashed = select(func.coalesce(func.sum(UnhashedUploadRow.size), 0))
+    coming = session.exec(unhashed.where(UnhashedUploadRow.uploader == institution)).one()
+    return int(total) + int(coming)
 
 
 def check_quota(hub: Hub, session: Session, uploader: str, size: int, *, sha256: str = "") -> None:

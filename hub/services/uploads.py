@@ -74,7 +74,7 @@ def announce(hub: Hub, actor: Actor, request: UploadRequest) -> Upload:
     try:
         with hub.database.session_scope() as session:
             if not there:
-                _check_open_uploads(hub, session, row.uploader)
+                check_open_uploads(hub, session, row.uploader)
                 if row.plan is None:
                     check_quota(hub, session, row.uploader, row.size, sha256=row.sha256)
             held = hold_blob(session, row.sha256) if there else None
@@ -106,7 +106,7 @@ def announce_whole(hub: Hub, session: Session, actor: Actor, request: UploadRequ
         there = _is_there(hub, session, actor, request) and hold_blob(session, request.sha256) is not None
         row = _new_row(hub, actor, request, stored=there)
         if not there:
-            _check_open_uploads(hub, session, row.uploader)
+            check_open_uploads(hub, session, row.uploader)
         session.add(row)
     else:
         _prolong(hub, row)
@@ -214,8 +214,9 @@ def _new_row(hub: Hub, actor: Actor, request: UploadRequest, *, stored: bool) ->
     )
 
 
-def _check_open_uploads(hub: Hub, session: Session, uploader: str) -> None:
-    waiting = session.exec(_OPEN, params={"uploader": uploader}).one()
+def check_open_uploads(hub: Hub, session: Session, uploader: str, *, besides: int = 0) -> None:
+    """Refuse one more unfinished upload than an uploader may have; ``besides``: those of another kind."""
+    waiting = session.exec(_OPEN, params={"uploader": uploader}).one() + besides
     if waiting >= hub.settings.uploads_open:
         raise Refused(
             "E_LIMIT",
@@ -294,19 +295,27 @@ def answer(hub: Hub, row: UploadRow) -> Upload:
         order = store.order(row.key, row.sha256, row.size, lasting=row.plan is None)
         beside = hub.folder if row.uploader == COORDINATOR_NAME else None
         file = str(beside.beside(row.id)) if beside else None
-        return Upload(id=row.id, state="open", orders=[_wire_order(0, order)], file=file)
+        return Upload(id=row.id, state="open", orders=[wire_order(0, order)], file=file)
     done = sorted(hub.store.stored_parts(row.key, row.multipart))
     orders = []
     for number, sha256 in enumerate(row.parts, start=1):
         if number not in done:
             length = part_length(number, row.size)
             order = store.part_order(row.key, row.multipart, number, sha256, length)
-            orders.append(_wire_order(number, order))
+            orders.append(wire_order(number, order))
     return Upload(id=row.id, state="open", one_stream=store.one_stream, orders=orders, done_parts=done)
 
 
-def _wire_order(part: int, order: Order) -> UploadOrder:
-    return UploadOrder(part=part, method="PUT", url=order.url, headers=order.headers, expires=order.expires)
+def wire_order(part: int, order: Order) -> UploadOrder:
+    """An order of the store as clients get it."""
+    return UploadOrder(
+        part=part,
+        method="PUT",
+        url=order.url,
+        headers=order.headers,
+        expires=order.expires,
+        trailer=order.trailer,
+    )
 
 
 def _raise_if_refused(row: UploadRow) -> None:

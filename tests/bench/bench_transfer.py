@@ -164,7 +164,14 @@ def measure_push(
 
 
 class CheckingHub(StoreHub):
-    """One that reads a file of parts as a whole before it is stored, as the product does."""
+    """One that takes files before their digests, and reads a file of parts as a whole before it is stored.
+
+    The product does both.
+    """
+
+    def __init__(self, store: BlobStore, key: str) -> None:
+        super().__init__(store, key)
+        self.unhashed = True
 
     def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
         upload = super().upload_complete(upload_id, etags)
