@@ -288,7 +288,7 @@ class StoreHub:
         return self.upload_orders("u" if parts else "w")
 
     def upload_unhashed(self, size: int) -> UnhashedUpload | None:
-        if not (self.unhashed and self.store.one_stream):
+        if not self.unhashed:
             return None
         order, self.unhashed_parts = self.store.unhashed_order(self.key, size)
         self.unhashed_size = size

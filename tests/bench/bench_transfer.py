@@ -171,7 +171,7 @@ class CheckingHub(StoreHub):
 
     def __init__(self, store: BlobStore, key: str) -> None:
         super().__init__(store, key)
-        self.unhashed = True
+        self.unhashed = store.one_stream
 
     def upload_complete(self, upload_id: str, etags: Mapping[int, str] | None = None) -> Upload:
         upload = super().upload_complete(upload_id, etags)

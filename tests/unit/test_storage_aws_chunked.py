@@ -31,6 +31,8 @@ def test_chunks_are_all_of_a_body_and_its_length_is_known_before(size: int) -> N
 
 
 def test_digest_is_written_as_s3_writes_it() -> None:
-    empty = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="  # openssl dgst -sha256 -binary < /dev/null | base64
+    empty = (
+        "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="  # openssl dgst -sha256 -binary < /dev/null | base64
+    )
     end = aws_chunked.end_of_body(hashlib.sha256(b"").hexdigest())
     assert end == b"0\r\nx-amz-checksum-sha256:" + empty.encode() + b"\r\n\r\n"
