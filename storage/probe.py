@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from storage import aws_chunked
 from storage.blobs import BlobStore, Order
 from storage.errors import FedhubError
 
@@ -97,6 +98,22 @@ def _parts(store: BlobStore, key: str) -> tuple[bool, str]:
     return whole and hidden and wrong not in _DONE and right in _DONE, _status(wrong, right)
 
 
+def _unhashed(store: BlobStore, key: str) -> tuple[bool, str]:
+    if not store.one_stream:
+        return True, "not asked of this store"
+    order, upload = store.unhashed_order(key, len(_CONTENT))
+    try:
+        wrong = _send(order, _CONTENT, trailer=hashlib.sha256(_WRONG).hexdigest()) if order.trailer else 0
+        right = _send(order, _CONTENT, trailer=_SHA256)
+        taken = store.take_unhashed(key, upload, _SHA256, len(_CONTENT))
+        late = _send(order, _WRONG, trailer=hashlib.sha256(_WRONG).hexdigest())
+        kept = store.get(key) == _CONTENT
+    finally:
+        if upload is not None:
+            store.abort_parts(key, upload)
+    return taken and kept and not {wrong, late} & set(_DONE), _status(wrong, right, late)
+
+
 def _create_only(store: BlobStore, key: str) -> tuple[bool, str]:
     store.put(key, _CONTENT)
     try:
@@ -140,6 +157,7 @@ PROMISES: tuple[tuple[str, Attempt, bool], ...] = (
     ("an order is good for one key", _another_place, True),
     ("a cut upload is never visible", _cut, True),
     ("parts are checked, and visible only when completed", _parts, True),
+    ("bytes sent before their digest are hashed by the store, and stay as they are", _unhashed, True),
     ("a key is written once where the hub says so", _create_only, True),
     ("a signed URL reads", _read_signed, True),
     ("a signed URL reads a range", _range, False),
@@ -162,8 +180,15 @@ def _connect(url: str) -> tuple[http.client.HTTPConnection, str]:
     return kind(split.netloc, timeout=TIMEOUT_S), split.path + (f"?{split.query}" if split.query else "")
 
 
-def _send(order: Order, data: bytes, *, cut: int = 0) -> int:
-    """Status of an upload, 0 when the store hung up; ``cut`` bytes are announced and not sent."""
+def _send(order: Order, data: bytes, *, cut: int = 0, trailer: str = "") -> int:
+    """Status of an upload, 0 when the store hung up; ``cut`` bytes are announced and not sent.
+
+    Args:
+        trailer: the digest to send after the bytes, where the order wants one.
+    """
+    if order.trailer:
+        ((before, _),) = aws_chunked.chunks(len(data))
+        data = before + data + aws_chunked.END + aws_chunked.end_of_body(trailer)
     connection, target = _connect(order.url)
     try:
         connection.putrequest(order.method, target, skip_accept_encoding=True)

@@ -24,6 +24,9 @@ WHAT_TO_DO = {
     "an order is good for one key": "use a store that checks signatures; switch off anonymous writing",
     "a cut upload is never visible": "use a newer version of this store, or another one",
     "parts are checked, and visible only when completed": "use a store with S3's multipart uploads",
+    "bytes sent before their digest are hashed by the store, and stay as they are": (
+        "use a newer version of this store, or another one"
+    ),
     "a key is written once where the hub says so": "use a store that knows If-None-Match: * on PUT",
     "a signed URL reads": _ACCESS,
     "a signed URL reads a range": "no proxy before the store may drop Range headers; pulls are slow without",

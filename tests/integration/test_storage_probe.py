@@ -30,6 +30,10 @@ class Careless(FolderStore):
         super().put(key, b"stump")
         return super().order(key, sha256, size)
 
+    def take_unhashed(self, key: str, upload_id: str | None, sha256: str, size: int) -> bool:
+        super().put(key, b"other bytes")
+        return True
+
     def signed_url(self, key: str, *, expires_s: int, filename: str | None = None) -> str:
         return super().signed_url(key, expires_s=3600, filename=filename)
 
@@ -45,6 +49,7 @@ def test_bad_store_is_told_what_it_breaks(careless: Careless) -> None:
     assert broken == {
         "an order refuses other bytes": "status 400, 400, 400",
         "a cut upload is never visible": "a stump of 5 bytes",
+        "bytes sent before their digest are hashed by the store, and stay as they are": "status closed, 200, 200",
         "a key is written once where the hub says so": "overwritten",
         "a signed URL stops working in time": "status 200",
     }
