@@ -12,17 +12,7 @@ from typing import Protocol
 
 from federation.origins import Broken, Peers, origin_of
 from federation.partials import digest_of
-from federation.streams import (
-    ATTEMPTS,
-    LOOK_S,
-    QUICK_S,
-    Counter,
-    Progress,
-    Slow,
-    Watch,
-    in_streams,
-    wait_s,
-)
+from federation.streams import ATTEMPTS, Counter, Progress, Slow, Watch, in_streams, wait_s
 from federation.unhashed import UnhashedUploads, sent_unhashed
 from federation.wire import Upload, UploadOrder
 from storage.blobs import ORDER_BYTES
@@ -72,7 +62,7 @@ def send_file(
 
     A repeat after a crash goes on with the parts that are missing: the hub knows which. Where the store takes
     one stream as quickly as several, a file goes whole under one order, as long as what is left of it will
-    take less than ``QUICK_S``; a line that turns out slower loses what it has sent, and goes on in parts. A
+    take seconds (``Watch``); a line that turns out slower loses what it has sent, and goes on in parts. A
     file that has yet to be hashed goes so while it is.
 
     Args:
@@ -110,7 +100,7 @@ def send_file(
     upload = announce()
     if known is None and parts and upload.one_stream and not upload.done_parts and size <= ORDER_BYTES:
         again = client.upload(sha256, size, plan=plan)
-        whole = _send_whole(client, path, again, sha256, size, progress, quick_s=QUICK_S)
+        whole = _send_whole(client, path, again, sha256, size, progress, watched=True)
         if whole is not None:
             return whole
     upload = _send_parts(client, path, upload, (sha256, *(parts or ())), size, progress, announce)
@@ -167,18 +157,18 @@ def _send_whole(
     progress: Progress | None,
     *,
     complete: bool = True,
-    quick_s: float | None = None,
+    watched: bool = False,
 ) -> Upload | None:
     """Send a file under one order for all of it; None when it broke on the way.
 
     Args:
-        quick_s: give it up once what is left will take longer; None: never.
+        watched: give it up on a line that turns out slow.
     """
     if upload.state != "open":
         if progress:
             progress(size, size)
         return upload
-    counter = Counter(size, progress) if quick_s is None else Watch(size, progress, quick_s, LOOK_S)
+    counter = Watch(size, progress) if watched else Counter(size, progress)
     try:
         _, failure = _send_orders(path, upload.orders, (sha256,), size, counter)
     except Slow:

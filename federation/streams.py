@@ -46,21 +46,20 @@ class Slow(Exception):
 
 
 class Watch(Counter):
-    """Gives up a line (``Slow``) on which what is left will take longer than ``quick_s``.
+    """Gives up a line (``Slow``) on which what is left will take longer than ``QUICK_S``.
 
-    Judged once ``look_s`` have passed.
+    Judged once ``LOOK_S`` have passed.
     """
 
-    def __init__(self, total: int, progress: Progress | None, quick_s: float, look_s: float) -> None:
+    def __init__(self, total: int, progress: Progress | None) -> None:
         super().__init__(total, progress)
-        self._quick_s, self._look_s = quick_s, look_s
         self._sent, self._left, self._began = 0, total, time.monotonic()
 
     def add(self, count: int) -> None:
         super().add(count)
         self._sent, self._left = self._sent + count, self._left - count
         taken = time.monotonic() - self._began
-        if count > 0 and taken > self._look_s and self._left * taken > self._quick_s * self._sent:
+        if count > 0 and taken > LOOK_S and self._left * taken > QUICK_S * self._sent:
             raise Slow
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from federation.origins import Broken, Peers
-from federation.streams import LOOK_S, QUICK_S, Progress, Slow, Watch
+from federation.streams import Progress, Slow, Watch
 from federation.wire import UnhashedUpload, Upload, UploadOrder
 from storage.blobs import ORDER_BYTES
 from storage.errors import FedhubError
@@ -78,7 +78,7 @@ def _size(path: Path) -> int:
 
 def _send(path: Path, size: int, order: UploadOrder, digest: Future[str], progress: Progress | None) -> bool:
     """Whether all bytes went; ends soon once ``digest`` is cancelled."""
-    counter, peers = Watch(size, progress, QUICK_S, LOOK_S), Peers()
+    counter, peers = Watch(size, progress), Peers()
 
     def gone(count: int) -> None:
         if digest.cancelled():

@@ -19,6 +19,7 @@ import pytest
 
 import federation.fetching
 import federation.sending
+import federation.streams
 from federation.lifeline import plain_environment
 from federation.small_files import SMALL_BYTES
 from federation.stock_names import LARGEST_BYTES, git_oid
@@ -93,8 +94,8 @@ def killed(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments, **options)
 setattr(place, name, killed)
-import federation.sending
-federation.sending.QUICK_S = federation.sending.LOOK_S = 0  # a line on which a file goes in parts
+import federation.streams
+federation.streams.QUICK_S = federation.streams.LOOK_S = 0  # a line on which a file goes in parts
 from hub.cli import main
 sys.exit(main(sys.argv[3:]))
 """
@@ -259,8 +260,8 @@ def test_grant_of_one_without_a_status_list_is_said_to_be_of_no_use_yet(
 def test_push_sends_all_files_before_it_waits_for_the_hub_to_check_one(
     alliance: Alliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.sending, "QUICK_S", 0)  # a line on which a file goes in parts
-    monkeypatch.setattr(federation.sending, "LOOK_S", 0)
+    monkeypatch.setattr(federation.streams, "QUICK_S", 0)  # a line on which a file goes in parts
+    monkeypatch.setattr(federation.streams, "LOOK_S", 0)
     shards = {f"model-{n}__safetensors": tensors(PART_BYTES + n, b"%d" % n) for n in range(3)}
     folder = folder_of(tmp_path / "m", config__json=b"{}", z__txt=b"z" * SMALL_BYTES * 2, **shards)
     steps: list[str] = []

@@ -135,7 +135,7 @@ def test_file_whose_digest_is_known_goes_whole_and_is_stored_without_another_rea
 def test_file_goes_whole_where_one_stream_is_as_quick_as_several(
     hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.sending, "QUICK_S", 3600)
+    monkeypatch.setattr(federation.streams, "QUICK_S", 3600)
     hub.one_stream = True
     seen: list[int] = []
     path = file_of(tmp_path, LARGE)
@@ -148,8 +148,8 @@ def test_file_goes_whole_where_one_stream_is_as_quick_as_several(
 def test_line_that_turns_out_slow_is_given_up_and_the_file_goes_on_in_parts(
     hub: StoreHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.sending, "QUICK_S", 0)
-    monkeypatch.setattr(federation.sending, "LOOK_S", 0)
+    monkeypatch.setattr(federation.streams, "QUICK_S", 0)
+    monkeypatch.setattr(federation.streams, "LOOK_S", 0)
     hub.one_stream = True
     sent: list[int] = []
     plain = federation.sending._send_one

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import federation.sending
+import federation.streams
 import federation.unhashed
 import storage.manifests
 from federation.sending import send_file
@@ -31,8 +32,7 @@ def sha(data: bytes) -> str:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (storage.manifests, federation.sending, federation.unhashed):
         monkeypatch.setattr(module, "PART_BYTES", PART)
-    monkeypatch.setattr(federation.unhashed, "QUICK_S", 3600)
-    monkeypatch.setattr(federation.sending, "QUICK_S", 3600)
+    monkeypatch.setattr(federation.streams, "QUICK_S", 3600)
 
 
 @pytest.fixture(scope="module", params=store_names())
@@ -87,7 +87,7 @@ def test_line_that_turns_out_slow_is_given_up(
     hub: StoreHub, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("QUICK_S", "LOOK_S"):
-        monkeypatch.setattr(federation.unhashed, name, 0)
+        monkeypatch.setattr(federation.streams, name, 0)
     hub.one_stream = False
     assert send_file(hub, path).state == "stored"
     assert hub.given[:2] == [BY_SIZE, [1, 2, 3, 4]]
