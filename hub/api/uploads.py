@@ -36,7 +36,7 @@ def complete(hub: HubHere, actor: CurrentActor, upload_id: str, request: wire.Up
     return uploads.complete(hub, actor, upload_id)
 
 
-@router.post("/unhashed-uploads", status_code=201)
+@router.post("/unhashed-uploads", status_code=201, responses=responses())
 def announce_unhashed(
     hub: HubHere, actor: CurrentActor, request: wire.UnhashedRequest
 ) -> wire.UnhashedAnswer:
