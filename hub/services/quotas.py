@@ -13,8 +13,13 @@ from hub.tables import PlainUploadRow, UnhashedUploadRow, UploadRow
 from storage.errors import Refused
 
 
-def used_bytes(session: Session, institution: str, *, but: str = "") -> int:
-    """Bytes that count against an institution's quota; ``but``: the digest of a file that is left out."""
+def used_bytes(session: Session, institution: str, *, but: str = "", size: int = -1) -> int:
+    """Bytes that count against an institution's quota.
+
+    Args:
+        but: digest of a file that is left out.
+        size: of that file: what goes up without a digest yet may be it, begun before, and is left out too.
+    """
     kept = select(UploadRow.sha256, UploadRow.size).where(
         UploadRow.uploader == institution,
         UploadRow.state != "refused",
@@ -27,7 +32,8 @@ def used_bytes(session: Session, institution: str, *, but: str = "") -> int:
     files = kept.union(plain).subquery()
     total = session.exec(select(func.coalesce(func.sum(files.c.size), 0))).one()
     unhashed = select(func.coalesce(func.sum(UnhashedUploadRow.size), 0))
-    coming = session.exec(unhashed.where(UnhashedUploadRow.uploader == institution)).one()
+    unhashed = unhashed.where(UnhashedUploadRow.uploader == institution, UnhashedUploadRow.size != size)
+    coming = session.exec(unhashed).one()
     return int(total) + int(coming)
 
 
@@ -43,7 +49,7 @@ def check_quota(hub: Hub, session: Session, uploader: str, size: int, *, sha256:
     if quota == 0 or uploader == COORDINATOR:
         return
     hub.database.lock(session, f"quota {uploader}")
-    used = used_bytes(session, uploader, but=sha256)
+    used = used_bytes(session, uploader, but=sha256, size=size if sha256 else -1)
     if used + size > quota:
         raise Refused(
             "E_QUOTA",

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -155,8 +156,8 @@ def measure_push(
     if not isinstance(make(), FolderStore):
         del ways[1]  # S3 servers write as they like
     times: dict[str, list[float]] = {what: [] for what, _ in ways}
-    for _ in range(repeat):  # one after another each time, so that a slower minute meets all of them
-        for what, work in ways:
+    for turn in range(repeat):  # all of them each time, so that a slower minute meets all of them,
+        for what, work in random.Random(turn).sample(ways, len(ways)):  # and each comes after others
             os.sync()  # what the disk still writes of the run before is no part of this one
             times[what].append(best(1, work))
             clear()

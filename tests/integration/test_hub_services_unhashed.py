@@ -250,6 +250,15 @@ def test_bytes_on_their_way_count_against_the_quota_and_too_many_are_announced_b
         assert list(small.store.unfinished()) and len(list(small.store.unfinished())) == 1
 
 
+def test_file_that_was_cut_on_its_way_counts_once_when_it_is_announced_by_digest(tmp_path: Path) -> None:
+    limits = {"superlink": "external", "institution_bytes": 3 * LARGE}
+    with open_alliance(tmp_path, members=(OWNER,), **limits) as small, small.as_(OWNER) as owner:
+        begin(owner, 2 * LARGE)  # and its sender was killed
+        assert owner.upload_unhashed(2 * LARGE) is None
+        assert owner.upload("0" * 64, 2 * LARGE).state == "open"
+        refused("E_QUOTA", owner.upload, "1" * 64, 2 * LARGE)
+
+
 def test_no_more_are_begun_than_unfinished_uploads_are_allowed(tmp_path: Path) -> None:
     limits = {"superlink": "external", "uploads_open": 2}
     with open_alliance(tmp_path, members=(OWNER,), **limits) as small, small.as_(OWNER) as owner:
