@@ -59,7 +59,10 @@ def sent_unhashed(client: UnhashedUploads, path: Path, progress: Progress | None
 
         def end(sha256: str) -> Upload | None:
             digest.set_result(sha256)
-            return _complete(client, upload_id, sha256) if sent.result() else None
+            stored = _complete(client, upload_id, sha256) if sent.result() else None
+            if stored is None and progress:
+                progress(0, size)  # nothing of what went counts
+            return stored
 
         try:
             yield end

@@ -89,7 +89,9 @@ def test_line_that_turns_out_slow_is_given_up(
     for name in ("QUICK_S", "LOOK_S"):
         monkeypatch.setattr(federation.streams, name, 0)
     hub.one_stream = False
-    assert send_file(hub, path).state == "stored"
+    seen: list[int] = []
+    assert send_file(hub, path, progress=lambda done, total: seen.append(done)).state == "stored"
+    assert 0 in seen[1:], "what went for nothing is taken back"
     assert hub.given[:2] == [BY_SIZE, [1, 2, 3, 4]]
     assert hub.store.get(hub.key) == LARGE
 

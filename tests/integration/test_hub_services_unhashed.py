@@ -9,6 +9,7 @@ import pytest
 from sqlmodel import col, select
 
 import federation.publishing
+import federation.streams
 import federation.unhashed
 from federation.client import HubClient
 from federation.origins import Peers
@@ -284,6 +285,16 @@ def test_crash_between_the_digest_and_the_answer_is_mended_by_a_repeat(
         patch.setattr(unhashed_uploads.uploads, "complete", dies)
         refused("E_STORE", owner.unhashed_complete, upload.id, digest(data))
     assert owner.unhashed_complete(upload.id, digest(data)).state == "stored"
+
+
+def test_push_over_a_slow_line_tells_each_byte_once(
+    alliance: AllianceInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("QUICK_S", "LOOK_S"):
+        monkeypatch.setattr(federation.streams, name, 0)
+    data, moved = os.urandom(next(sizes)), list[int]()
+    alliance.push({"a.bin": data}, f"{OWNER}/slow-line", moved=moved.append)
+    assert sum(moved) == len(data) and min(moved) < 0
 
 
 def test_push_sends_its_first_large_file_so_and_the_others_by_their_digests(
