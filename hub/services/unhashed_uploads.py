@@ -24,7 +24,7 @@ from storage.blobs import ORDER_BYTES
 from storage.errors import Refused, Rejected, Unchecked
 from storage.manifests import PART_BYTES
 
-LIFE_S = 3600  # a file goes up so while that takes seconds (``federation.sending``)
+LIFE_S = 3600  # a file goes up so while that takes seconds (``federation.streams.Watch``)
 SAME_SIZE_MOST = 50  # files that are looked through; of more, one is likely to be the caller's
 
 
