@@ -13,6 +13,7 @@ import pytest
 import federation.fetching
 import federation.sending
 import federation.streams
+import federation.unhashed
 import storage.manifests
 
 PART = 5 << 20  # S3 refuses smaller parts but the last
@@ -38,6 +39,7 @@ def use_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.manifests, "PART_BYTES", PART)
     monkeypatch.setattr(federation.fetching, "PART_BYTES", PART)
     monkeypatch.setattr(federation.sending, "PART_BYTES", PART)
+    monkeypatch.setattr(federation.unhashed, "PART_BYTES", PART)
     monkeypatch.setattr(federation.streams, "LONGEST_WAIT_S", 0.02)
 
 

@@ -29,7 +29,7 @@ from hub.errors import not_found
 from hub.services.keeping import hold_blob, hold_blobs
 from hub.services.quotas import check_quota
 from hub.services.uploads import add_blobs, begin_anew, may_use, uploader_of
-from hub.tables import BlobRow, PlainUploadRow, UploadRow
+from hub.tables import BlobRow, PlainUploadRow, UnhashedUploadRow, UploadRow
 from storage.encoding import is_digest, unb64
 from storage.errors import Refused, Rejected, Unchecked, shown
 from storage.manifests import PART_BYTES
@@ -186,7 +186,7 @@ def complete(hub: Hub, upload_id: str) -> None:
     _join(hub, row)
     found, size, parts = hash_object(hub, row.key)
     if (found, size) != (row.sha256, row.size):
-        _drop(hub, row)
+        drop(hub, row)
         raise Rejected(
             "E_DIGEST",
             f"announced were {row.size} bytes of {row.sha256}, the store holds {size} of {found}",
@@ -390,15 +390,22 @@ def expire(hub: Hub) -> int:
             select(PlainUploadRow).where(col(PlainUploadRow.expires_at) <= hub.ledger.now())
         ).all()
     for row in rows:
-        _drop(hub, row)
+        drop(hub, row)
     return len(rows)
 
 
-def _drop(hub: Hub, row: PlainUploadRow) -> None:
+def drop(hub: Hub, row: PlainUploadRow | UnhashedUploadRow) -> None:
+    """Forget an upload that nobody has checked, and its bytes."""
     with hub.database.session_scope() as session:
-        stale = session.get(PlainUploadRow, row.id, with_for_update=True)
+        stale = session.get(type(row), row.id, with_for_update=True)
         if stale is None:
             return  # it was finished meanwhile: the object is a blob's
         session.delete(stale)
-    hub.store.abort_parts(row.key, row.multipart)
+    drop_object(hub, row)
+
+
+def drop_object(hub: Hub, row: PlainUploadRow | UnhashedUploadRow) -> None:
+    """Remove what came of an upload that has no row."""
+    if row.multipart is not None:
+        hub.store.abort_parts(row.key, row.multipart)
     hub.store.delete(row.key)

@@ -18,6 +18,7 @@ from hub.access import Actor, Thing, decide
 from hub.context import Hub
 from hub.errors import conflict
 from hub.services import uploads
+from hub.services.plain_uploads import drop, drop_object
 from hub.services.quotas import check_quota
 from hub.tables import BlobRow, UnhashedUploadRow, UploadRow
 from storage.blobs import ORDER_BYTES
@@ -52,10 +53,11 @@ def announce(hub: Hub, actor: Actor, size: int) -> UnhashedUpload | None:
         with hub.database.session_scope() as session:
             _check_room(hub, session, row)
             session.add(row)
-    except BaseException as error:
-        _drop_object(hub, row)
-        if isinstance(error, Refused):
-            return None  # its digest may show that it is counted already; else the caller hears this then
+    except Refused:  # its digest may show that it is counted already; else the caller hears this then
+        drop_object(hub, row)
+        return None
+    except BaseException:
+        drop_object(hub, row)
         raise
     return UnhashedUpload(id=upload_id, order=uploads.wire_order(0, order))
 
@@ -112,7 +114,7 @@ def _take(hub: Hub, row: UnhashedUploadRow, sha256: str) -> None:
             "Announce the file by its digest.",
         ) from error
     if not taken:
-        _drop(hub, row)
+        drop(hub, row)
         raise Rejected(
             "E_DIGEST",
             f"upload {row.id}: the store holds other bytes than {row.size} of {sha256}",
@@ -141,20 +143,5 @@ def expire(hub: Hub) -> int:
         late = UnhashedUploadRow.expires_at <= hub.ledger.now()
         rows = session.exec(select(UnhashedUploadRow).where(late)).all()
     for row in rows:
-        _drop(hub, row)
+        drop(hub, row)
     return len(rows)
-
-
-def _drop(hub: Hub, row: UnhashedUploadRow) -> None:
-    with hub.database.session_scope() as session:
-        stale = session.get(UnhashedUploadRow, row.id, with_for_update=True)
-        if stale is None:
-            return  # it has its digest by now
-        session.delete(stale)
-    _drop_object(hub, row)
-
-
-def _drop_object(hub: Hub, row: UnhashedUploadRow) -> None:
-    if row.multipart is not None:
-        hub.store.abort_parts(row.key, row.multipart)
-    hub.store.delete(row.key)

@@ -1,7 +1,7 @@
 """Files go up by orders and come down checked, over every store."""
 
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,13 @@ from federation.wire import Upload
 from storage.blobs import BlobStore, Order
 from storage.errors import Refused, Rejected, Unchecked
 from tests.memory_store import MemoryStore
-from tests.servers import StoreHub, StoreMaker, running_store, store_names
+from tests.servers import StoreHub, StoreMaker
 from tests.transfers import LARGE, PART, SMALL, OddServer, partial_of, parts_of, sha, use_small_parts
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_parts(monkeypatch)
-
-
-@pytest.fixture(scope="module", params=store_names())
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
-    with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
-        yield maker
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """A file is sent while it is hashed; whatever goes wrong with that, it is then sent by its digest."""
 
-import hashlib
-import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,28 +14,16 @@ from federation.unhashed import sent_unhashed
 from federation.wire import UnhashedUpload, Upload
 from storage.blobs import Order
 from storage.errors import Refused, Rejected, Unchecked
-from tests.servers import StoreHub, StoreMaker, running_store, store_names
+from tests.servers import StoreHub, StoreMaker
+from tests.transfers import LARGE, PART, sha, use_small_parts
 
-PART = 5 << 20  # S3 refuses smaller parts but the last
-LARGE = os.urandom(3 * PART + 12_345)
 BY_SIZE = [-1]  # as ``StoreHub.given`` notes it
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (storage.manifests, federation.sending, federation.unhashed):
-        monkeypatch.setattr(module, "PART_BYTES", PART)
+    use_small_parts(monkeypatch)
     monkeypatch.setattr(federation.streams, "QUICK_S", 3600)
-
-
-@pytest.fixture(scope="module", params=store_names())
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
-    with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
-        yield maker
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import http.client
 import os
 import socket
 import time
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +13,7 @@ from storage.blobs import BlobStore, Order
 from storage.blobs_minio import MinioStore
 from storage.errors import FedhubError, Misuse, Refused, Unchecked
 from storage.stores import open_store
-from tests.servers import StoreMaker, running_store, store_names
+from tests.servers import StoreMaker, store_names
 
 DATA = os.urandom(3_000_000)
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -22,17 +21,6 @@ WRONG = bytes([DATA[0] ^ 1]) + DATA[1:]
 PART = os.urandom(5 << 20)  # S3 refuses smaller parts but the last
 FOLDER, *S3_SERVERS = store_names()
 ON_S3 = pytest.mark.parametrize("make", S3_SERVERS, indirect=True)
-
-
-@pytest.fixture(scope="module", params=[FOLDER, *S3_SERVERS])
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
-    with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
-        yield maker
-
-
-@pytest.fixture
-def store(make: StoreMaker) -> BlobStore:
-    return make()
 
 
 @pytest.fixture

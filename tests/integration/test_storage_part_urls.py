@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import os
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,21 +10,10 @@ import pytest
 from storage.blobs import BlobStore
 from storage.errors import Refused, Unchecked
 from storage.order_signing import OrderSigner
-from tests.servers import StoreMaker, running_store, store_names
+from tests.servers import StoreMaker
 
 PART = os.urandom(5 << 20)  # S3 refuses smaller parts but the last
 KEY = "blobs/parts.x"
-
-
-@pytest.fixture(scope="module", params=store_names())
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
-    with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
-        yield maker
-
-
-@pytest.fixture
-def store(make: StoreMaker) -> BlobStore:
-    return make()
 
 
 def put(url: str, body: bytes) -> int:

@@ -5,7 +5,6 @@ import http.client
 import io
 import os
 import time
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from storage import aws_chunked
 from storage.blobs import BlobStore, FolderStore, Order
 from storage.errors import Unchecked
-from tests.servers import StoreMaker, running_store, store_names
 
 DATA = os.urandom(aws_chunked.CHUNK_BYTES + 1234)  # two chunks
 WRONG = bytes([DATA[0] ^ 1]) + DATA[1:]
@@ -22,17 +20,6 @@ OTHER = DATA[::-1]
 
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-@pytest.fixture(scope="module", params=store_names())
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreMaker]:
-    with running_store(request.param, tmp_path_factory.mktemp("store")) as maker:
-        yield maker
-
-
-@pytest.fixture
-def store(make: StoreMaker) -> BlobStore:
-    return make()
 
 
 @pytest.fixture
