@@ -263,7 +263,6 @@ def test_parts_that_do_not_fit_the_size_are_refused_before_anything_is_asked(tmp
         ("copied", "posix_fallocate"),
         ("copied", "pwrite"),
         ("spliced", "posix_fallocate"),
-        ("spliced", "pwrite"),
         ("spliced", "splice"),
     ],
     indirect=["way"],

@@ -319,6 +319,21 @@ def test_byte_now_and_then_is_no_silence(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @linux
+def test_disk_that_is_full_for_what_came_with_the_headers_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.delattr(federation.fetching, "_copy_body")
+    with Line(whole) as line, pytest.raises(Unchecked, match=r"E_DISK_FULL: no room for the") as error:
+        fetch(line.url, tmp_path / "p", sha(LARGE), len(LARGE), parts_of(LARGE))
+    assert "make room" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux
 def test_disk_that_takes_little_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = os.splice
 
